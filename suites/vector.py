@@ -1,0 +1,230 @@
+"""Environments [R, N]: R runs of N environments each, and the bookkeeping every family of tasks shares.
+
+Time limits, automatic reset, episode statistics, parking and saving live here, once. A family fills in how its
+environments start, advance and are saved (the four methods at the end of `VectorEnv`).
+
+An environment's randomness comes from its run's seed and its own index n alone, so a run's environments never depend on R,
+on the run's position or on the other runs.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+PURPOSE = zlib.crc32(b"environment")  # keeps these streams apart from a run's other ones
+
+
+def environment_seed(seed: int, n: int) -> int:
+    """Seed of a run's n-th environment: what `env.reset(seed=...)` of Gymnasium takes for the same episodes."""
+    return int(np.random.SeedSequence((seed, PURPOSE, n)).generate_state(1, np.uint64)[0])
+
+
+class Step(NamedTuple):
+    """Outcome of one step of all environments. The arrays are fresh: the caller may keep them."""
+
+    observations: NDArray[np.float32]  # [R, N, O] what to act on next: after a reset where an episode ended
+    rewards: NDArray[np.float64]  # [R, N]
+    next_observations: NDArray[np.float32]  # [R, N, O] the true successor, before any reset
+    terminations: NDArray[np.bool_]  # [R, N] the task ended: the successor is worth nothing
+    truncations: NDArray[np.bool_]  # [R, N] the time limit cut; both may be set in one step, as in Gymnasium
+
+
+class Episode(NamedTuple):
+    """A finished episode."""
+
+    run: int
+    env_steps: int  # decisions of its run when it ended
+    episode_return: float  # raw, undiscounted
+    episode_length: int  # env_steps
+
+
+class VectorEnv:
+    """Environments [R, N] of one task, reset in the same step in which an episode ends.
+
+    Actions are int64 [R, N] (`num_actions` of them) or float32 [R, N, *action_shape]; the latter are clipped to
+    [`action_low`, `action_high`] here, so rewards that charge for control see the clipped action.
+
+    A run is parked, and the others go on unharmed, when one of its environments raises, when its actions are non-finite or
+    outside the discrete set, or by `park`. It is then no longer stepped: its last observations, rewards 0, no episode ends.
+    `errors` says why, run index -> message.
+    """
+
+    def __init__(
+        self,
+        num_runs: int,
+        num_envs: int,
+        observation_shape: tuple[int, ...],
+        max_episode_steps: int,
+        *,
+        num_actions: int | None = None,
+        action_low: NDArray[np.float32] | None = None,
+        action_high: NDArray[np.float32] | None = None,
+    ) -> None:
+        self.num_runs, self.num_envs = num_runs, num_envs
+        self.observation_shape = observation_shape
+        self.max_episode_steps = max_episode_steps
+        self.num_actions = num_actions
+        self.action_low, self.action_high = action_low, action_high
+        self.action_shape = None if action_low is None else action_low.shape
+
+        shape = (num_runs, num_envs)
+        self.env_steps = 0  # decisions per run since reset
+        self.parked = np.zeros(num_runs, bool)
+        self.errors: dict[int, str] = {}
+        self._ready = False
+        self._observations = np.zeros((*shape, *observation_shape), np.float32)
+        self._elapsed = np.zeros(shape, np.int64)  # env_steps of the episode under way
+        self._returns = np.zeros(shape)  # its reward so far
+        self._episodes: list[Episode] = []
+
+    # -- what the algorithms and the driver use
+
+    def reset(self, seeds: Sequence[int]) -> NDArray[np.float32]:
+        """Starts all environments afresh, unparks all runs. `seeds`: one non-negative int per run -> [R, N, O]."""
+        if len(seeds) != self.num_runs or min(seeds) < 0:
+            raise ValueError(f"seeds are {list(seeds)}: give one non-negative int for each of {self.num_runs} runs.")
+        self._seed([[environment_seed(int(seed), n) for n in range(self.num_envs)] for seed in seeds])
+        self.env_steps = 0
+        self.parked[:] = False
+        self.errors, self._episodes = {}, []
+        self._elapsed[:], self._returns[:], self._observations[:] = 0, 0, 0
+        self._restart(np.ones((self.num_runs, self.num_envs), bool), self._observations)
+        self._ready = True
+        return self._observations.copy()
+
+    def step(self, actions: NDArray[Any]) -> Step:
+        """Every environment decides once. Raises ValueError when `actions` has the wrong shape or kind."""
+        if not self._ready:
+            raise RuntimeError("step came before the first reset: call reset(seeds) or load_state first.")
+        actions = self._checked(actions)
+        some_parked, num_errors = bool(self.parked.any()), len(self.errors)
+        successors = np.empty_like(self._observations)
+        rewards = np.zeros(self._returns.shape)
+        terminations = np.zeros(self._returns.shape, bool)
+        if some_parked:
+            successors[self.parked] = self._observations[self.parked]
+        self._advance(actions, successors, rewards, terminations)
+        if len(self.errors) > num_errors:  # a run that failed on the way: what its first environments did is undone
+            some_parked = True
+            successors[self.parked] = self._observations[self.parked]
+            rewards[self.parked], terminations[self.parked] = 0.0, False
+
+        self.env_steps += self.num_envs
+        self._elapsed += ~self.parked[:, None] if some_parked else 1
+        self._returns += rewards
+        truncations = self._elapsed >= self.max_episode_steps
+        if some_parked:
+            truncations[self.parked] = False
+        ended = terminations | truncations
+        observations = successors.copy()
+        if ended.any():
+            runs = ended.nonzero()[0].tolist()
+            finished = zip(runs, self._returns[ended].tolist(), self._elapsed[ended].tolist(), strict=True)
+            self._episodes += [Episode(run, self.env_steps, total, length) for run, total, length in finished]
+            self._elapsed[ended] = 0
+            self._returns[ended] = 0.0
+            self._restart(ended, observations)
+        self._observations[:] = observations
+        return Step(observations, rewards, successors, terminations, truncations)
+
+    def drain_episodes(self) -> list[Episode]:
+        """Episodes finished since the last call, in order of time, run and environment."""
+        episodes, self._episodes = self._episodes, []
+        return episodes
+
+    def park(self, run: int, error: str | None = None) -> None:
+        """Takes a run out; with `error`, says why in `errors`."""
+        self.parked[run] = True
+        if error is not None:
+            self.errors.setdefault(run, error)
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on exactly, in another process too: arrays, scalars, strings, lists, nested dicts."""
+        return {
+            "env_steps": self.env_steps,
+            "observations": self._observations.copy(),
+            "elapsed": self._elapsed.copy(),
+            "returns": self._returns.copy(),
+            "parked": self.parked.copy(),
+            "errors": {str(run): message for run, message in self.errors.items()},
+            "episodes": [list(episode) for episode in self._episodes],
+            "environments": self._save(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from `state()`. Raises ValueError when it was taken from other numbers of runs or environments."""
+        if np.shape(state["observations"]) != self._observations.shape:
+            raise ValueError(
+                f"state is for observations {np.shape(state['observations'])}, not {self._observations.shape} [runs, envs, "
+                "...]: make the environments with the sizes they had when it was saved."
+            )
+        self.env_steps = int(state["env_steps"])
+        self._observations[:] = state["observations"]
+        self._elapsed[:] = state["elapsed"]
+        self._returns[:] = state["returns"]
+        self.parked[:] = state["parked"]
+        self.errors = {int(run): str(message) for run, message in state["errors"].items()}
+        self._episodes = [Episode(int(r), int(s), float(g), int(n)) for r, s, g, n in state["episodes"]]
+        self._load(state["environments"])
+        self._ready = True
+
+    def close(self) -> None:
+        """Frees what the family holds (threads)."""
+
+    # -- what a family of tasks fills in; a failure inside one environment is `self.park(run, message)`
+
+    def _seed(self, seeds: list[list[int]]) -> None:
+        """Sets the generators from `seeds` [R][N] as Gymnasium's `np_random(seed)` would."""
+        raise NotImplementedError
+
+    def _restart(self, which: NDArray[np.bool_], observations: NDArray[np.float32]) -> None:
+        """Resets the environments `which` [R, N] (never of a parked run), writes their observations [R, N, O]."""
+        raise NotImplementedError
+
+    def _advance(
+        self,
+        actions: NDArray[Any],
+        successors: NDArray[np.float32],
+        rewards: NDArray[np.float64],
+        terminations: NDArray[np.bool_],
+    ) -> None:
+        """Steps all environments of runs that are not parked and writes their rows; leaves the other rows alone."""
+        raise NotImplementedError
+
+    def _save(self) -> dict[str, Any]:
+        """Exact state of environments and generators."""
+        raise NotImplementedError
+
+    def _load(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    # -- inside
+
+    def _checked(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Actions of the right shape and within bounds; parks the runs whose actions make no sense."""
+        actions = np.asarray(actions)
+        discrete = self.action_shape is None
+        shape = self._returns.shape if discrete else self._observations.shape[:2] + self.action_shape  # type: ignore[operator]
+        if actions.shape != shape or (actions.dtype.kind not in "iu" if discrete else actions.dtype.kind != "f"):
+            kind = "integers" if discrete else "floats"
+            raise ValueError(f"actions are {actions.dtype}{list(actions.shape)}: this task takes {kind} {list(shape)}.")
+        if discrete:
+            actions = actions.astype(np.int64, copy=False)
+            good = actions.view(np.uint64) < self.num_actions  # a negative action is a huge one as uint64
+        else:
+            actions = actions.astype(np.float32, copy=False)
+            good = np.isfinite(actions)
+        if not good.all():
+            bad = ~good.reshape(self.num_runs, -1).all(1)
+            for run in np.flatnonzero(bad & ~self.parked).tolist():
+                rule = f"they must lie in 0..{self.num_actions - 1}" if self.num_actions else "they must be finite"
+                self.park(run, f"actions of run {run} are {actions[run].tolist()}: {rule}; the run is parked.")
+            actions = np.where(bad.reshape(-1, *[1] * (actions.ndim - 1)), np.zeros((), actions.dtype), actions)
+        if not discrete:
+            actions = np.minimum(np.maximum(actions, self.action_low), self.action_high)
+        return actions

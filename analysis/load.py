@@ -1,0 +1,397 @@
+"""Read results: a run tree that bench wrote, or a shipped reference folder, into the same tables.
+
+A run tree is `<out>/<experiment>/<task>/<algorithm>[+variant]/<seed>/` with manifest.json and episodes.parquet (or
+episodes.jsonl while running). A reference folder `results/reference/<experiment>/` holds
+
+    scores.csv       one row per planned run: task, algorithm, variant, seed, env_steps, score, status, and the rest
+    curves.csv.gz    the training curve of every run on a common grid of env_steps, and its evaluations
+    manifests.jsonl  what every run was made with; the first line holds what all runs share
+    experiment.json  the resolved experiment; experiment.toml its file, where there was one
+
+`load(folder)` reads either; `find(name)` looks for one by the experiment's name; `ship` makes the second from the first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis import scores
+from analysis.scores import KEYS, POINTS, REFERENCE, ROOT, STATISTICS, Episodes
+
+RUNS = ROOT / "results" / "runs"
+EXPERIMENTS = ROOT / "suites" / "experiments"
+STATUSES = ("finished", "failed", "diverged", "running", "missing")
+DEFAULT_STATISTIC = "final_100_training_episodes"
+COLUMNS = ["env_steps", "episode_return", "episode_length", "phase"]
+# of a manifest, into the run table; the rest is reached through `manifests`
+FIELDS = ["preset", "steps", "env_steps", "status", "error", "wall_seconds", "cpu_seconds", "commit", "dirty", "device",
+          "precision", "threads", "config_digest", "group", "group_size", "started", "ended", "weights_sha256"]  # fmt: skip
+
+
+class ResultsError(ValueError):
+    """Results that cannot be read or must not be mixed; the message names the file and the cure."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an experiment left, as tables.
+
+    experiment: the resolved experiment (name, title, tasks, steps, seeds, algorithms, score, command, ...).
+    runs: one row per planned run, in planned order: task, algorithm, variant, seed, status (finished, failed, diverged,
+        running, missing), score (by the experiment's statistic; NaN where running or missing), a column per statistic of
+        `scores.STATISTICS`, train_episodes (fewer than 100 make a thin score), env_steps, steps (the budget), and of the
+        manifest: preset, error, wall_seconds, cpu_seconds, commit, dirty, device, precision, threads, config_digest,
+        fingerprint (digest), group, group_size, started, ended, weights_sha256, machine (cpu and isa).
+    curves: task, algorithm, variant, seed, phase (train, eval), env_steps, value. train: mean return of the last 100
+        training episodes finished by each of the 50 points of the common grid (NaN where none is); eval: mean return of
+        each evaluation, at the env_steps where it was made.
+    statistic: the name of the statistic behind `score`. path: where it was read. shipped: True for a reference folder.
+    """
+
+    experiment: dict[str, Any]
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    statistic: str
+    path: Path
+    shipped: bool
+
+    @property
+    def name(self) -> str:
+        return str(self.experiment.get("name") or self.path.name)
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(self.runs["task"]))
+
+
+# ---- finding -------------------------------------------------------------------------------------------------------
+
+
+def find(experiment: str, out: Path | None = None) -> Path:
+    """The folder that holds an experiment's results: the run tree if there is one, else the reference folder."""
+    places = [(out or RUNS) / experiment, REFERENCE / experiment]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(
+        f"no results for experiment {experiment!r}: neither {places[0]} nor {places[1]} exists; "
+        f"`python run_bench.py run {experiment}` makes them"
+    )
+
+
+def references() -> list[Path]:
+    """Every reference folder, by name."""
+    return sorted(path.parent for path in REFERENCE.glob("*/scores.csv"))
+
+
+def load(folder: Path | str, statistic: str | None = None) -> Results:
+    """Reads a run tree or a reference folder; `statistic` overrides the experiment's own.
+
+    ResultsError names a file that cannot be read, or two fingerprints of one task; FileNotFoundError: no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such results folder")
+    return _load_reference(folder, statistic) if (folder / "scores.csv").is_file() else _load_tree(folder, statistic)
+
+
+def planned(experiment: dict[str, Any]) -> list[tuple[str, str, str, int]]:
+    """The runs that an experiment asks for: (task, algorithm, variant, seed), task-major."""
+    seeds = experiment.get("seeds", [])
+    if isinstance(seeds, int):
+        first = int(experiment.get("first_seed", 0))
+        seeds = range(first, first + seeds)
+    pairs = [
+        (entry["name"], variant) for entry in experiment.get("algorithms", []) for variant in entry.get("variants") or ["default"]
+    ]
+    return [(task, *pair, int(seed)) for task, pair, seed in product(experiment.get("tasks", []), pairs, seeds)]
+
+
+# ---- a run tree ----------------------------------------------------------------------------------------------------
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """One run's manifest.json; ResultsError if it is not one."""
+    try:
+        manifest = json.loads(path.read_bytes())
+        lacking = [key for key in (*KEYS, "status", "steps") if key not in manifest]
+    except (ValueError, TypeError) as error:
+        raise ResultsError(
+            f"{path}: not a readable manifest ({error}); remove {path.parent} and run the experiment again: "
+            "the same command makes this run anew and keeps the others"
+        ) from None
+    if lacking:
+        raise ResultsError(
+            f"{path}: the manifest lacks {', '.join(lacking)}; remove {path.parent} and run the experiment again"
+        )
+    return manifest
+
+
+def read_episodes(folder: Path, steps: int) -> Episodes | None:
+    """One run's episodes, from episodes.parquet or else episodes.jsonl (its torn last line dropped); None if neither."""
+    whole, growing = folder / "episodes.parquet", folder / "episodes.jsonl"
+    if whole.is_file():
+        try:
+            table = pq.ParquetFile(whole).read(columns=COLUMNS, use_threads=False)
+            columns = [table.column(name).to_numpy() for name in COLUMNS[:3]]
+            train = _is_train(table.column("phase").combine_chunks())
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise ResultsError(
+                f"{whole}: not a readable table of episodes ({_first_line(error)}); remove {folder} and run the experiment again: "
+                "the same command makes this run anew and keeps the others"
+            ) from None
+    elif growing.is_file():
+        rows = list(_json_lines(growing))
+        columns = [np.array([row[name] for row in rows]) for name in COLUMNS[:3]]
+        train = np.array([row["phase"] == "train" for row in rows], dtype=bool)
+    else:
+        return None
+    env_steps, episode_return, episode_length = columns
+    return Episodes(env_steps.astype(np.int64), episode_return.astype(np.float64), episode_length.astype(np.int64), train, steps)
+
+
+def _is_train(phase: pa.Array) -> np.ndarray:
+    if pa.types.is_dictionary(phase.type):
+        phase = phase.dictionary_decode()
+    return np.asarray(pa.compute.equal(phase, "train"), dtype=bool)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON-lines file; a torn last line is dropped, a broken one before it is an error."""
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not all(name in row for name in COLUMNS):
+                raise ValueError("a column is missing")
+        except ValueError as error:
+            if number == len(lines):  # no newline after it: the writer was stopped in the middle
+                return
+            raise ResultsError(
+                f"{path}, line {number}: not a row of episodes ({error}); remove {path.parent} and run the experiment again"
+            ) from None
+        yield row
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders `<task>/<algorithm>[+variant]/<seed>` of a tree that hold a manifest, sorted by name."""
+    found = (path.parent for path in folder.glob("*/*/*/manifest.json"))
+    return sorted(path for path in found if not path.relative_to(folder).parts[0].startswith("."))
+
+
+def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any], np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """(manifest, row of the run table, training curve [POINTS], (evaluation env_steps [k], means [k])) of one run."""
+    manifest = read_manifest(folder / "manifest.json")
+    episodes = read_episodes(folder, int(manifest["steps"]))
+    if episodes is None and manifest["status"] == "finished":
+        raise ResultsError(f"{folder}: a finished run without episodes.parquet; remove the folder and run the experiment again")
+    row = {key: manifest[key] for key in KEYS} | {key: manifest.get(key) for key in FIELDS}
+    machine, fingerprint = manifest.get("machine") or {}, manifest.get("fingerprint") or {}
+    row["machine"] = " ".join(str(machine[key]) for key in ("cpu", "isa") if key in machine)
+    row["fingerprint"] = fingerprint.get("digest", "")
+    if episodes is None:
+        nothing = np.empty(0)
+        return manifest, row | {"train_episodes": 0}, np.full(POINTS, np.nan), (nothing.astype(np.int64), nothing)
+    row["train_episodes"] = int(episodes.train.sum())
+    row |= {name: statistic(episodes) for name, statistic in STATISTICS.items()}
+    return manifest, row, scores.training_curve(episodes), scores.evaluation_curve(episodes)
+
+
+def _read_runs(folder: Path) -> list[tuple]:
+    folders = run_folders(folder)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(_read_run, folders))
+
+
+def manifests(folder: Path) -> list[dict[str, Any]]:
+    """Every run's manifest, of a run tree or of a reference folder."""
+    if (shipped := folder / "manifests.jsonl").is_file():
+        try:
+            shared, *lines = [json.loads(line) for line in shipped.read_text().splitlines()]
+        except ValueError as error:
+            raise ResultsError(f"{shipped}: not readable ({error}); restore it from the repository or ship the runs again") from None
+        return [
+            shared["common"] | line | {name: shared[name][line[name]] for name in ("config", "fingerprint") if name in line}
+            for line in lines
+        ]
+    return [read_manifest(path / "manifest.json") for path in run_folders(folder)]
+
+
+def _read_experiment(folder: Path) -> dict[str, Any]:
+    """experiment.json, else experiment.toml, else what the folder's name says."""
+    for name, parse in (("experiment.json", json.loads), ("experiment.toml", tomllib.loads)):
+        path = folder / name
+        if path.is_file():
+            try:
+                return {"name": folder.name} | parse(path.read_text())
+            except ValueError as error:
+                raise ResultsError(
+                    f"{path}: not readable ({error}); start the experiment again: the same command writes the file anew"
+                ) from None
+    return {"name": folder.name}
+
+
+def _load_tree(folder: Path, statistic: str | None) -> Results:
+    experiment = _read_experiment(folder)
+    statistic = scores.check_statistic(statistic or experiment.get("score", {}).get("statistic", DEFAULT_STATISTIC))
+    read = _read_runs(folder)
+    table = pd.DataFrame([row for _, row, _, _ in read], columns=[*KEYS, *FIELDS, "machine", "fingerprint", "train_episodes", *STATISTICS])
+    keys = [tuple(row[key] for key in KEYS) for _, row, _, _ in read]
+    # planned order first; runs that are there without being planned (fewer seeds asked for later) after it
+    order = list(dict.fromkeys([*planned(experiment), *keys]))
+    table = table.set_index(KEYS).reindex(pd.MultiIndex.from_tuples(order, names=KEYS)).reset_index()
+    table["status"] = table["status"].fillna("missing")
+    table[["env_steps", "train_episodes"]] = table[["env_steps", "train_episodes"]].fillna(0).astype(np.int64)
+    _one_fingerprint(table, folder)
+    table["score"] = scores.counted_scores(table, statistic)
+    return Results(experiment, table, _long_curves(read), statistic, folder, shipped=False)
+
+
+def _long_curves(read: list[tuple]) -> pd.DataFrame:
+    """The curves of all runs in one long table; see `Results.curves`."""
+    parts: list[tuple[dict[str, Any], str, np.ndarray, np.ndarray]] = []
+    for _, row, values, (where, evaluations) in read:
+        if np.isfinite(values).any():
+            parts.append((row, "train", scores.grid(int(row["steps"])), values))
+        if len(where):
+            parts.append((row, "eval", where, evaluations))
+    counts = [len(where) for _, _, where, _ in parts]
+    columns: dict[str, Any] = {key: np.repeat(np.array([row[key] for row, *_ in parts], dtype=object), counts) for key in KEYS}
+    columns["phase"] = np.repeat(np.array([phase for _, phase, _, _ in parts], dtype=object), counts)
+    columns["env_steps"] = np.concatenate([where for *_, where, _ in parts]) if parts else np.empty(0, np.int64)
+    columns["value"] = np.concatenate([values for *_, values in parts]) if parts else np.empty(0)
+    return pd.DataFrame(columns).astype({"seed": np.int64})
+
+
+def _one_fingerprint(table: pd.DataFrame, folder: Path) -> None:
+    """Scores made on different environments must not be mixed."""
+    known = table[table["fingerprint"].fillna("") != ""]
+    for task, digests in known.groupby("task")["fingerprint"].unique().items():
+        if len(digests) > 1:
+            raise ResultsError(
+                f"{folder}: the runs of {task} were made on {len(digests)} different environments (fingerprints "
+                f"{', '.join(sorted(digests))}); keep them in separate result folders, or remove the older ones and run again"
+            )
+
+
+# ---- a reference folder --------------------------------------------------------------------------------------------
+
+
+def _load_reference(folder: Path, statistic: str | None) -> Results:
+    experiment = _read_experiment(folder)
+    statistic = scores.check_statistic(statistic or experiment.get("score", {}).get("statistic", DEFAULT_STATISTIC))
+    path = folder / "scores.csv"
+    try:
+        table = pd.read_csv(path, dtype={"variant": str, "algorithm": str, "task": str, "error": object, "fingerprint": str})
+        lacking = [name for name in (*KEYS, "env_steps", "score", "status", statistic) if name not in table]
+        if lacking:
+            raise ValueError(f"no column {', '.join(lacking)}")
+        table["score"] = scores.counted_scores(table, statistic)
+        curves_path = folder / "curves.csv.gz"
+        curves = pd.read_csv(curves_path) if curves_path.is_file() else _long_curves([])
+    except (ValueError, OSError, EOFError, pd.errors.ParserError) as error:
+        raise ResultsError(
+            f"{path}: not a readable reference table ({_first_line(error)}); restore the folder from the repository or ship the runs again"
+        ) from None
+    return Results(experiment, table, curves, statistic, folder, shipped=True)
+
+
+def ship(run_tree: Path, reference: Path) -> Path:
+    """Writes the compact reference folder of a run tree (see the module's docstring), each file by rename; returns it.
+
+    ResultsError if a run is still running or missing: what is shipped is complete.
+    """
+    results = load(run_tree)
+    if results.shipped:
+        raise ResultsError(f"{run_tree} is a reference folder already; ship takes the run tree")
+    unfinished = results.runs[results.runs["status"].isin(["running", "missing"])]
+    if len(unfinished):
+        first = "/".join(str(unfinished.iloc[0][key]) for key in KEYS)
+        raise ResultsError(
+            f"{run_tree}: {len(unfinished)} of {len(results.runs)} runs are not over (first: {first}, {unfinished.iloc[0]['status']}); "
+            "run the experiment again with the same command, then ship"
+        )
+    reference.mkdir(parents=True, exist_ok=True)
+    first_columns = [*KEYS, "env_steps", "score", "status", "statistic"]
+    table = results.runs.assign(statistic=results.statistic)
+    table = table[[*first_columns, *(name for name in table.columns if name not in first_columns)]]
+    _write(reference / "scores.csv", lambda path: table.to_csv(path, index=False, float_format="%.10g"))
+    _write(
+        reference / "curves.csv.gz",
+        lambda path: results.curves.to_csv(
+            path, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0}
+        ),
+    )
+    _write(reference / "manifests.jsonl", lambda path: path.write_text("\n".join(_compact(manifests(run_tree))) + "\n"))
+    if (run_tree / "experiment.json").is_file():
+        _write(reference / "experiment.json", lambda path: shutil.copyfile(run_tree / "experiment.json", path))
+    for source in (run_tree / "experiment.toml", EXPERIMENTS / f"{results.name}.toml"):
+        if source.is_file():
+            _write(reference / "experiment.toml", lambda path, source=source: shutil.copyfile(source, path))
+            break
+    return reference
+
+
+def _write(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def _compact(every: list[dict[str, Any]]) -> list[str]:
+    """First line: {"common": fields equal in all runs, "config": {digest: config}, "fingerprint": {digest: fingerprint}}."""
+    shared: dict[str, Any] = {"common": {}, "config": {}, "fingerprint": {}}
+    lines = []
+    for manifest in every:
+        line = dict(manifest)
+        for name, digest in (("config", line.get("config_digest")), ("fingerprint", (line.get("fingerprint") or {}).get("digest"))):
+            if name in line and digest:
+                shared[name][digest] = line[name]
+                line[name] = digest
+            else:
+                line.pop(name, None)
+        lines.append(line)
+    for name in lines[0] if lines else []:
+        if name not in ("config", "fingerprint") and all(name in line and line[name] == lines[0][name] for line in lines):
+            shared["common"][name] = lines[0][name]
+    kept = [{name: value for name, value in line.items() if name not in shared["common"]} for line in lines]
+    return [json.dumps(entry, sort_keys=True) for entry in (shared, *kept)]
+
+
+def ship_main(argv: Sequence[str] | None = None) -> int:
+    """`run_bench.py ship EXPERIMENT [--out DIR] [--to DIR]`: exit 0, or 2 with a message."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="run_bench.py ship", description="turn a finished run tree into a reference folder")
+    parser.add_argument("experiment")
+    parser.add_argument("--out", type=Path, default=RUNS, help="folder of run trees (default: results/runs)")
+    parser.add_argument("--to", type=Path, default=REFERENCE, help="folder of reference folders (default: results/reference)")
+    given = parser.parse_args(argv)
+    try:
+        written = ship(given.out / given.experiment, given.to / given.experiment)
+    except (ResultsError, OSError, ValueError) as error:
+        print(f"ship: {error}", file=sys.stderr)
+        return 2
+    print(f"shipped to {written}: {', '.join(sorted(path.name for path in written.iterdir()))}")
+    return 0

@@ -1,0 +1,312 @@
+"""Scores: one number per run by a named statistic, score matrices, and normalization by fixed anchors.
+
+A *score* is one number per run. A *score matrix* is `[n, E]` (seeds, tasks) or `[n, E, C]` (seeds, tasks, checkpoints).
+Normalized: (score - low) / (high - low), per task, so that low is 0 and high is 1. The anchors are fixed numbers with a
+source; `best_anchors` alone takes them from the compared runs, because that is what Table 1 of the PPO paper does.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "results" / "published"
+REFERENCE = ROOT / "results" / "reference"
+KEYS = ["task", "algorithm", "variant", "seed"]  # of every result row
+WINDOW = 100  # training episodes in a score, PPO paper section 6.1
+POINTS = 50  # points of the common grid of env_steps
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """One run's finished episodes, in order.
+
+    env_steps int64 [K]: decisions of the run when the episode ended; episode_return float64 [K]: raw, undiscounted;
+    episode_length int64 [K]; train bool [K]: False for evaluation episodes. steps: the run's budget in env_steps.
+    """
+
+    env_steps: np.ndarray
+    episode_return: np.ndarray
+    episode_length: np.ndarray
+    train: np.ndarray
+    steps: int
+
+
+# ---- statistics of one run -----------------------------------------------------------------------------------------
+
+
+def final_100_training_episodes(episodes: Episodes) -> float:
+    """Mean raw return of the last 100 training episodes (PPO paper, section 6.1); of all, if there are fewer. NaN if none.
+
+    Fewer than 100 are flagged by the column `train_episodes` of the run table.
+    """
+    returns = episodes.episode_return[episodes.train][-WINDOW:]
+    return float(returns.mean()) if len(returns) else float("nan")
+
+
+def area_under_curve(episodes: Episodes) -> float:
+    """Mean over the common grid of the training curve (`training_curve`): average return while learning. NaN if no episode.
+
+    Grid points before the first finished episode take its value, so that a long first episode is not rewarded; those
+    past the end of a run that failed or diverged take its last value.
+    """
+    values = training_curve(episodes)
+    seen = np.flatnonzero(np.isfinite(values))
+    if not len(seen):
+        return float("nan")
+    return float(np.interp(np.arange(len(values)), seen, values[seen]).mean())
+
+
+def last_evaluation_10_episodes(episodes: Episodes) -> float:
+    """Mean return of the last 10 evaluation episodes; NaN if the run was not evaluated."""
+    returns = episodes.episode_return[~episodes.train][-10:]
+    return float(returns.mean()) if len(returns) else float("nan")
+
+
+def max_over_evaluations(episodes: Episodes) -> float:
+    """The run's best evaluation (mean of the episodes that share an env_steps); NaN if the run was not evaluated.
+
+    The mean of this over seeds is the ChainerRL and PFRL statistic. It is not TD3's, which is
+    `max_over_evaluations_of_mean_curve` and belongs to a set of runs, not to one.
+    """
+    values = evaluation_curve(episodes)[1]
+    return float(values.max()) if len(values) else float("nan")
+
+
+STATISTICS: dict[str, Callable[[Episodes], float]] = {
+    "final_100_training_episodes": final_100_training_episodes,
+    "area_under_curve": area_under_curve,
+    "last_evaluation_10_episodes": last_evaluation_10_episodes,
+    "max_over_evaluations": max_over_evaluations,
+}
+
+
+def check_statistic(name: str) -> str:
+    """The name itself; ValueError with the near names if no statistic is called so."""
+    if name not in STATISTICS:
+        near = difflib.get_close_matches(name, STATISTICS, n=3, cutoff=0.4) or sorted(STATISTICS)
+        raise ValueError(f"unknown score statistic {name!r}; did you mean {', '.join(near)}?")
+    return name
+
+
+# ---- curves of one run ---------------------------------------------------------------------------------------------
+
+
+def grid(steps: int, points: int = POINTS) -> np.ndarray:
+    """The common grid of env_steps, int64 [points]: the budget's k/points, k = 1..points, rounded."""
+    return np.rint(steps * np.arange(1, points + 1) / points).astype(np.int64)
+
+
+def training_curve(episodes: Episodes, points: int = POINTS) -> np.ndarray:
+    """Mean return of the last 100 training episodes finished by each grid point, float64 [points]; NaN where none is.
+
+    Past the env_steps that a run reached (it is still running, or failed) the value is NaN too, not its last one.
+    """
+    at, returns = episodes.env_steps[episodes.train], episodes.episode_return[episodes.train]
+    if not len(at):
+        return np.full(points, np.nan)
+    where = grid(episodes.steps, points)
+    finished = np.searchsorted(at, where, side="right")  # episodes finished by each grid point
+    total = np.concatenate([[0.0], np.cumsum(returns)])
+    first = np.maximum(finished - WINDOW, 0)
+    with np.errstate(invalid="ignore"):
+        values = (total[finished] - total[first]) / (finished - first)
+    longest = int(episodes.episode_length.max())  # the episode under way when the budget ended is not over
+    values[where > at[-1] + longest] = np.nan
+    return values
+
+
+def evaluation_curve(episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+    """(env_steps int64 [k], mean return float64 [k]) of the run's k evaluations; an evaluation shares one env_steps."""
+    at, returns = episodes.env_steps[~episodes.train], episodes.episode_return[~episodes.train]
+    where, first, counts = np.unique(at, return_index=True, return_counts=True)
+    if not len(where):
+        return where, np.empty(0)
+    return where, np.add.reduceat(returns, first) / counts
+
+
+def max_over_evaluations_of_mean_curve(curves: np.ndarray) -> float:
+    """TD3's statistic: the maximum over time of the mean over seeds, curves [n, C] -> scalar. Optimistic by construction."""
+    return float(np.nanmax(np.mean(curves, axis=0)))
+
+
+# ---- the random policy, and what failed runs score -----------------------------------------------------------------
+
+
+def random_scores(path: Path | None = None) -> dict[str, float]:
+    """task -> mean episode return of uniformly random actions, from results/reference/random_policy.csv."""
+    path = path or REFERENCE / "random_policy.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the random policy's scores are missing; restore the file from the repository")
+    table = pd.read_csv(path)
+    return dict(zip(table["task"], table["mean"].astype(float), strict=True))
+
+
+def counted_scores(runs: pd.DataFrame, statistic: str, random: dict[str, float] | None = None) -> pd.Series:
+    """The score of each row of the run table by the named statistic: what counts as data.
+
+    finished: its statistic. failed, diverged: its statistic, or the random policy's score if it finished no episode;
+    never dropped. running, missing: NaN, and listed by `left_out`.
+    """
+    values = runs[check_statistic(statistic)].astype(float)
+    broken = runs["status"].isin(["failed", "diverged"]) & ~np.isfinite(values)
+    if broken.any():
+        if random is None:
+            random = random_scores() if (REFERENCE / "random_policy.csv").is_file() else {}
+        values = values.where(~broken, runs["task"].map(random).astype(float))
+    return values.where(runs["status"].isin(["finished", "failed", "diverged"]))
+
+
+def left_out(runs: pd.DataFrame) -> pd.DataFrame:
+    """The planned runs that have no score: missing, running, or without a random score to stand in."""
+    return runs[~np.isfinite(runs["score"].astype(float))]
+
+
+# ---- matrices ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Scores [n, E] (or [n, E, C]) of one algorithm and variant; `dropped`: seeds that lack a task and are not in it."""
+
+    scores: np.ndarray
+    tasks: list[str]
+    seeds: list[int]
+    dropped: list[int] = field(default_factory=list)
+
+
+def settings(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """The (algorithm, variant) pairs in order of appearance."""
+    return list(dict.fromkeys(zip(runs["algorithm"], runs["variant"], strict=True)))
+
+
+def label(algorithm: str, variant: str) -> str:
+    """How a setting is called in tables and plots: `ppo`, `ppo clip-0.2`."""
+    return algorithm if variant == "default" else f"{algorithm} {variant}"
+
+
+def score_matrix(
+    runs: pd.DataFrame, algorithm: str, variant: str, tasks: Sequence[str] | None = None, column: str = "score"
+) -> Matrix:
+    """Scores [n, E] of the seeds that have every task; seeds lacking one are named in `dropped`."""
+    mine = runs[(runs["algorithm"] == algorithm) & (runs["variant"] == variant)]
+    tasks = list(dict.fromkeys(runs["task"])) if tasks is None else list(tasks)
+    table = mine.pivot(index="seed", columns="task", values=column).reindex(columns=tasks).astype(float)
+    whole = table.notna().all(axis=1)
+    seeds = [int(seed) for seed in table.index[whole]]
+    return Matrix(table[whole].to_numpy(), tasks, seeds, [int(seed) for seed in table.index[~whole]])
+
+
+def score_matrices(
+    runs: pd.DataFrame, tasks: Sequence[str] | None = None, column: str = "score"
+) -> dict[tuple[str, str], Matrix]:
+    """(algorithm, variant) -> Matrix, in order of appearance, all over the same tasks."""
+    return {pair: score_matrix(runs, *pair, tasks=tasks, column=column) for pair in settings(runs)}
+
+
+def curve_matrix(
+    curves: pd.DataFrame, algorithm: str, variant: str, tasks: Sequence[str], phase: str = "train"
+) -> tuple[Matrix, np.ndarray]:
+    """Training curves [n, E, C] of the seeds that have every task, and the grid as shares of the budget [C].
+
+    A point is NaN before a run's first finished episode. Seeds lacking a task are in `dropped`.
+    """
+    mine = curves[(curves["algorithm"] == algorithm) & (curves["variant"] == variant) & (curves["phase"] == phase)]
+    mine = mine[mine["task"].isin(list(tasks))]
+    mine = mine.assign(point=mine.groupby(["task", "seed"]).cumcount())
+    wide = mine.pivot(index=["seed", "task"], columns="point", values="value")
+    seeds = sorted(int(seed) for seed in wide.index.unique("seed"))
+    table = wide.reindex(pd.MultiIndex.from_product([seeds, list(tasks)]))
+    values = table.to_numpy(dtype=float).reshape(len(seeds), len(tasks), wide.shape[1])
+    present = pd.MultiIndex.from_product([seeds, list(tasks)]).isin(wide.index).reshape(len(seeds), len(tasks))
+    whole = present.all(axis=1)
+    share = np.arange(1, wide.shape[1] + 1) / wide.shape[1]
+    kept = [seed for seed, ok in zip(seeds, whole, strict=True) if ok]
+    return Matrix(values[whole], list(tasks), kept, [s for s, ok in zip(seeds, whole, strict=True) if not ok]), share
+
+
+# ---- normalization -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """low[task] -> 0 and high[task] -> 1; `rule` says in words where the two come from."""
+
+    low: dict[str, float]
+    high: dict[str, float]
+    rule: str
+
+
+READINGS = {
+    "best-run": "random policy = 0, best single run of any setting = 1",
+    "best-setting": "random policy = 0, best setting's mean over seeds = 1",
+}
+
+
+def best_anchors(runs: pd.DataFrame, reading: str, random: dict[str, float] | None = None) -> Anchors:
+    """PPO paper, section 6.1: random = 0, "best result" = 1, per task. The paper does not say what the best result is.
+
+    reading `best-run`: the highest score of any run; `best-setting`: the highest mean over seeds of any setting. The
+    second gives the larger normalized scores. Both anchor to the compared set, as the paper does.
+    """
+    if reading not in READINGS:
+        raise ValueError(f"unknown reading {reading!r} of 'best result'; it is one of {', '.join(READINGS)}")
+    known = random_scores() if random is None else random
+    rows = runs[np.isfinite(runs["score"].astype(float))]
+    if reading == "best-run":
+        high = rows.groupby("task")["score"].max()
+    else:
+        high = rows.groupby(["task", "algorithm", "variant"])["score"].mean().groupby("task").max()
+    tasks = list(high.index)
+    lacking = [task for task in tasks if task not in known]
+    if lacking:
+        raise ValueError(f"no random policy's score for {', '.join(lacking)} in results/reference/random_policy.csv")
+    return Anchors({t: known[t] for t in tasks}, {t: float(high[t]) for t in tasks}, READINGS[reading])
+
+
+def table_anchors(name: str) -> Anchors:
+    """Anchors that are data: `atari-noop57`, `atari-humanstarts57`, `atari-nature49` (random = 0, human = 1, from
+    atari_human_random.csv, by game) or `mujoco-expert` (random = 0, expert = 1, analysis/anchors.csv, by task)."""
+    if name.startswith("atari-"):
+        table = pd.read_csv(PUBLISHED / "atari_human_random.csv")
+        table = table[table["regime"] == name.removeprefix("atari-")].set_index("game")
+        low, high, rule = table["random"], table["human"], f"random = 0, human = 1 ({name.removeprefix('atari-')})"
+    else:
+        table = pd.read_csv(Path(__file__).parent / "anchors.csv")
+        table = table[table["anchors"] == name].set_index("task")
+        low, high, rule = table["low"], table["high"], f"random = 0, expert = 1 ({name})"
+    if table.empty:
+        raise ValueError(
+            f"unknown anchors {name!r}; there are atari-noop57, atari-humanstarts57, atari-nature49, mujoco-expert"
+        )
+    return Anchors(
+        {str(k): float(v) for k, v in low.items()}, {str(k): float(v) for k, v in high.items()}, rule
+    )
+
+
+def normalize(scores: np.ndarray, tasks: Sequence[str], anchors: Anchors) -> np.ndarray:
+    """(scores - low) / (high - low) along axis 1, the tasks: [n, E] -> [n, E], [n, E, C] -> [n, E, C].
+
+    ValueError if a task has no anchor or its two anchors are equal.
+    """
+    lacking = [task for task in tasks if task not in anchors.low or task not in anchors.high]
+    if lacking:
+        raise ValueError(f"no anchors for {', '.join(lacking)} ({anchors.rule})")
+    low = np.array([anchors.low[task] for task in tasks])
+    span = np.array([anchors.high[task] for task in tasks]) - low
+    if not np.all(span):
+        raise ValueError(f"equal anchors for {', '.join(t for t, s in zip(tasks, span, strict=True) if not s)}")
+    shape = (1, len(tasks)) + (1,) * (np.ndim(scores) - 2)
+    return (scores - low.reshape(shape)) / span.reshape(shape)
+
+
+def normalize_column(runs: pd.DataFrame, anchors: Anchors, column: str = "score") -> pd.Series:
+    """The same for a column of the run table (or `value` of the curves): one normalized value per row."""
+    low = runs["task"].map(anchors.low)
+    return (runs[column] - low) / (runs["task"].map(anchors.high) - low)

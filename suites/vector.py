@@ -75,6 +75,7 @@ class VectorEnv:
         shape = (num_runs, num_envs)
         self.env_steps = 0  # decisions per run since reset
         self.parked = np.zeros(num_runs, bool)
+        self._some_parked = False
         self.errors: dict[int, str] = {}
         self._ready = False
         self._observations = np.zeros((*shape, *observation_shape), np.float32)
@@ -90,7 +91,7 @@ class VectorEnv:
             raise ValueError(f"seeds are {list(seeds)}: give one non-negative int for each of {self.num_runs} runs.")
         self._seed([[environment_seed(int(seed), n) for n in range(self.num_envs)] for seed in seeds])
         self.env_steps = 0
-        self.parked[:] = False
+        self.parked[:] = self._some_parked = False
         self.errors, self._episodes = {}, []
         self._elapsed[:], self._returns[:], self._observations[:] = 0, 0, 0
         self._restart(np.ones((self.num_runs, self.num_envs), bool), self._observations)
@@ -102,23 +103,19 @@ class VectorEnv:
         if not self._ready:
             raise RuntimeError("step came before the first reset: call reset(seeds) or load_state first.")
         actions = self._checked(actions)
-        some_parked, num_errors = bool(self.parked.any()), len(self.errors)
         successors = np.empty_like(self._observations)
         rewards = np.zeros(self._returns.shape)
         terminations = np.zeros(self._returns.shape, bool)
-        if some_parked:
-            successors[self.parked] = self._observations[self.parked]
         self._advance(actions, successors, rewards, terminations)
-        if len(self.errors) > num_errors:  # a run that failed on the way: what its first environments did is undone
-            some_parked = True
+        if self._some_parked:  # also undoes what the first environments did of a run that failed just now
             successors[self.parked] = self._observations[self.parked]
             rewards[self.parked], terminations[self.parked] = 0.0, False
 
         self.env_steps += self.num_envs
-        self._elapsed += ~self.parked[:, None] if some_parked else 1
+        self._elapsed += ~self.parked[:, None] if self._some_parked else 1
         self._returns += rewards
         truncations = self._elapsed >= self.max_episode_steps
-        if some_parked:
+        if self._some_parked:
             truncations[self.parked] = False
         ended = terminations | truncations
         observations = successors.copy()
@@ -139,7 +136,7 @@ class VectorEnv:
 
     def park(self, run: int, error: str | None = None) -> None:
         """Takes a run out; with `error`, says why in `errors`."""
-        self.parked[run] = True
+        self.parked[run] = self._some_parked = True
         if error is not None:
             self.errors.setdefault(run, error)
 
@@ -168,6 +165,7 @@ class VectorEnv:
         self._elapsed[:] = state["elapsed"]
         self._returns[:] = state["returns"]
         self.parked[:] = state["parked"]
+        self._some_parked = bool(self.parked.any())
         self.errors = {int(run): str(message) for run, message in state["errors"].items()}
         self._episodes = [Episode(int(r), int(s), float(g), int(n)) for r, s, g, n in state["episodes"]]
         self._load(state["environments"])
@@ -193,7 +191,7 @@ class VectorEnv:
         rewards: NDArray[np.float64],
         terminations: NDArray[np.bool_],
     ) -> None:
-        """Steps all environments of runs that are not parked and writes their rows; leaves the other rows alone."""
+        """Steps all environments of runs that are not parked and writes their rows; other rows do not matter."""
         raise NotImplementedError
 
     def _save(self) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class CartPole(ClassicVectorEnv):
     num_observed, discrete = 4, 2
 
     def dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
-        x, x_dot, theta, theta_dot = state
+        _, x_dot, theta, theta_dot = state
         force = 20.0 * actions - 10.0
         cos, sin = np.cos(theta), np.sin(theta)
         pole_mass_length, total_mass = 0.1 * 0.5, 0.1 + 1.0

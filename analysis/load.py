@@ -6,7 +6,7 @@ episodes.jsonl while running). A reference folder `results/reference/<experiment
     scores.csv       one row per planned run: task, algorithm, variant, seed, env_steps, score, status, and the rest
     curves.csv.gz    the training curve of every run on a common grid of env_steps, and its evaluations
     manifests.jsonl  what every run was made with; the first line holds what all runs share
-    experiment.json  the resolved experiment; experiment.toml its file, where there was one
+    experiment.json  the experiment's contents, its runs and the command; experiment.toml its file, where there is one
 
 `load(folder)` reads either; `find(name)` looks for one by the experiment's name; `ship` makes the second from the first.
 """
@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import sys
-import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ COLUMNS = ["env_steps", "episode_return", "episode_length", "phase"]
 # of a manifest, into the run table; the rest is reached through `manifests`
 FIELDS = ["preset", "steps", "env_steps", "status", "error", "wall_seconds", "cpu_seconds", "commit", "dirty", "device",
           "precision", "threads", "config_digest", "group", "group_size", "started", "ended", "weights_sha256"]  # fmt: skip
+FACTS = [*FIELDS, "machine", "fingerprint"]
 
 
 class ResultsError(ValueError):
@@ -58,7 +58,8 @@ class Results:
         manifest: preset, error, wall_seconds, cpu_seconds, commit, dirty, device, precision, threads, config_digest,
         fingerprint (digest), group, group_size, started, ended, weights_sha256, machine (cpu and isa).
     curves: task, algorithm, variant, seed, phase (train, eval), env_steps, value. train: mean return of the last 100
-        training episodes finished by each of the 50 points of the common grid (NaN where none is); eval: mean return of
+        training episodes finished by each of the 50 points of the common grid (NaN where none is; a failed or diverged
+        run keeps its last value); eval: mean return of
         each evaluation, at the env_steps where it was made.
     statistic: the name of the statistic behind `score`. path: where it was read. shipped: True for a reference folder.
     """
@@ -111,15 +112,26 @@ def load(folder: Path | str, statistic: str | None = None) -> Results:
 
 
 def planned(experiment: dict[str, Any]) -> list[tuple[str, str, str, int]]:
-    """The runs that an experiment asks for: (task, algorithm, variant, seed), task-major."""
+    """The runs that an experiment asks for, (task, algorithm, variant, seed): as listed in `runs`, else every combination."""
+    if "runs" in experiment:
+        return [_key_of(path) for path in experiment["runs"]]
     seeds = experiment.get("seeds", [])
     if isinstance(seeds, int):
         first = int(experiment.get("first_seed", 0))
         seeds = range(first, first + seeds)
     pairs = [
-        (entry["name"], variant) for entry in experiment.get("algorithms", []) for variant in entry.get("variants") or ["default"]
+        (entry["name"], variant)
+        for entry in experiment.get("algorithms", [])
+        for variant in entry.get("variants") or ["default"]
     ]
     return [(task, *pair, int(seed)) for task, pair, seed in product(experiment.get("tasks", []), pairs, seeds)]
+
+
+def _key_of(path: str) -> tuple[str, str, str, int]:
+    """The key of a run from its path `<task>/<algorithm>[+variant]/<seed>`; a task's id may hold a slash."""
+    task, setting, seed = path.rsplit("/", 2)
+    algorithm, _, variant = setting.partition("+")
+    return task, algorithm, variant or "default", int(seed)
 
 
 # ---- a run tree ----------------------------------------------------------------------------------------------------
@@ -200,22 +212,30 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.relative_to(folder).parts[0].startswith("."))
 
 
-def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any], np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """(manifest, row of the run table, training curve [POINTS], (evaluation env_steps [k], means [k])) of one run."""
+def _read_run(folder: Path) -> tuple[dict[str, Any], np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """(row of the run table, training curve [POINTS], (evaluation env_steps [k], means [k])) of one run."""
     manifest = read_manifest(folder / "manifest.json")
     episodes = read_episodes(folder, int(manifest["steps"]))
     if episodes is None and manifest["status"] == "finished":
         raise ResultsError(f"{folder}: a finished run without episodes.parquet; remove the folder and run the experiment again")
-    row = {key: manifest[key] for key in KEYS} | {key: manifest.get(key) for key in FIELDS}
-    machine, fingerprint = manifest.get("machine") or {}, manifest.get("fingerprint") or {}
-    row["machine"] = " ".join(str(machine[key]) for key in ("cpu", "isa") if key in machine)
-    row["fingerprint"] = fingerprint.get("digest", "")
+    row = _facts(manifest)
+    if tuple(str(row[key]) for key in KEYS) != tuple(str(part) for part in _key_of("/".join(folder.parts[-3:]))):
+        raise ResultsError(f"{folder}: its manifest is that of another run; remove the folder and run the experiment again")
     if episodes is None:
         nothing = np.empty(0)
-        return manifest, row | {"train_episodes": 0}, np.full(POINTS, np.nan), (nothing.astype(np.int64), nothing)
+        return row | {"train_episodes": 0}, np.full(POINTS, np.nan), (nothing.astype(np.int64), nothing)
     row["train_episodes"] = int(episodes.train.sum())
     row |= {name: statistic(episodes) for name, statistic in STATISTICS.items()}
-    return manifest, row, scores.training_curve(episodes), scores.evaluation_curve(episodes)
+    return row, scores.training_curve(episodes), scores.evaluation_curve(episodes)
+
+
+def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the run table takes from a manifest."""
+    machine, fingerprint = manifest.get("machine") or {}, manifest.get("fingerprint") or {}
+    facts = {key: manifest[key] for key in KEYS} | {key: manifest.get(key) for key in FIELDS}
+    facts["machine"] = " ".join(str(machine[key]) for key in ("cpu", "isa") if key in machine)
+    facts["fingerprint"] = fingerprint.get("digest", "")
+    return facts
 
 
 def _read_runs(folder: Path) -> list[tuple]:
@@ -226,10 +246,11 @@ def _read_runs(folder: Path) -> list[tuple]:
 
 def manifests(folder: Path) -> list[dict[str, Any]]:
     """Every run's manifest, of a run tree or of a reference folder."""
-    if (shipped := folder / "manifests.jsonl").is_file():
+    if (folder / "scores.csv").is_file():
+        shipped = folder / "manifests.jsonl"
         try:
             shared, *lines = [json.loads(line) for line in shipped.read_text().splitlines()]
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise ResultsError(f"{shipped}: not readable ({error}); restore it from the repository or ship the runs again") from None
         return [
             shared["common"] | line | {name: shared[name][line[name]] for name in ("config", "fingerprint") if name in line}
@@ -239,25 +260,35 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read_experiment(folder: Path) -> dict[str, Any]:
-    """experiment.json, else experiment.toml, else what the folder's name says."""
-    for name, parse in (("experiment.json", json.loads), ("experiment.toml", tomllib.loads)):
-        path = folder / name
-        if path.is_file():
-            try:
-                return {"name": folder.name} | parse(path.read_text())
-            except ValueError as error:
-                raise ResultsError(
-                    f"{path}: not readable ({error}); start the experiment again: the same command writes the file anew"
-                ) from None
-    return {"name": folder.name}
+    """The experiment's file with what the launch added (name, runs, command), from experiment.json; {"name"} without it."""
+    path = folder / "experiment.json"
+    if not path.is_file():
+        return {"name": folder.name}
+    try:
+        read = json.loads(path.read_text())
+        launched = {key: value for key, value in read.items() if key != "experiment"}
+        return {"name": folder.name} | read.get("experiment", {}) | launched
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ResultsError(
+            f"{path}: not readable ({error}); start the experiment again: the same command writes the file anew"
+        ) from None
+
+
+def _portable(experiment: dict[str, Any]) -> dict[str, Any]:
+    """The experiment without the places of the machine that ran it."""
+    kept = {key: value for key, value in experiment.items() if key != "source"}
+    command = kept.get("command")
+    if isinstance(command, list) and command:
+        kept["command"] = ["python", Path(command[0]).name, *command[1:]]
+    return kept
 
 
 def _load_tree(folder: Path, statistic: str | None) -> Results:
     experiment = _read_experiment(folder)
     statistic = scores.check_statistic(statistic or experiment.get("score", {}).get("statistic", DEFAULT_STATISTIC))
     read = _read_runs(folder)
-    table = pd.DataFrame([row for _, row, _, _ in read], columns=[*KEYS, *FIELDS, "machine", "fingerprint", "train_episodes", *STATISTICS])
-    keys = [tuple(row[key] for key in KEYS) for _, row, _, _ in read]
+    table = pd.DataFrame([row for row, _, _ in read], columns=[*KEYS, *FACTS, "train_episodes", *STATISTICS])
+    keys = [tuple(row[key] for key in KEYS) for row, _, _ in read]
     # planned order first; runs that are there without being planned (fewer seeds asked for later) after it
     order = list(dict.fromkeys([*planned(experiment), *keys]))
     table = table.set_index(KEYS).reindex(pd.MultiIndex.from_tuples(order, names=KEYS)).reset_index()
@@ -265,13 +296,16 @@ def _load_tree(folder: Path, statistic: str | None) -> Results:
     table[["env_steps", "train_episodes"]] = table[["env_steps", "train_episodes"]].fillna(0).astype(np.int64)
     _one_fingerprint(table, folder)
     table["score"] = scores.counted_scores(table, statistic)
-    return Results(experiment, table, _long_curves(read), statistic, folder, shipped=False)
+    stand_in = dict(zip(table[KEYS].itertuples(index=False, name=None), table["score"], strict=True))
+    return Results(experiment, table, _long_curves(read, stand_in), statistic, folder, shipped=False)
 
 
-def _long_curves(read: list[tuple]) -> pd.DataFrame:
-    """The curves of all runs in one long table; see `Results.curves`."""
+def _long_curves(read: list[tuple], stand_in: dict[tuple, float]) -> pd.DataFrame:
+    """The curves of all runs in one long table; see `Results.curves`. stand_in: key -> score, for runs without an episode."""
     parts: list[tuple[dict[str, Any], str, np.ndarray, np.ndarray]] = []
-    for _, row, values, (where, evaluations) in read:
+    for row, values, (where, evaluations) in read:
+        if row["status"] in ("failed", "diverged"):
+            values = hold(values, stand_in[tuple(row[key] for key in KEYS)])
         if np.isfinite(values).any():
             parts.append((row, "train", scores.grid(int(row["steps"])), values))
         if len(where):
@@ -282,6 +316,14 @@ def _long_curves(read: list[tuple]) -> pd.DataFrame:
     columns["env_steps"] = np.concatenate([where for *_, where, _ in parts]) if parts else np.empty(0, np.int64)
     columns["value"] = np.concatenate([values for *_, values in parts]) if parts else np.empty(0)
     return pd.DataFrame(columns).astype({"seed": np.int64})
+
+
+def hold(values: np.ndarray, otherwise: float) -> np.ndarray:
+    """A curve [C] that keeps its last value after the run broke off; `otherwise` throughout if it has none."""
+    known = np.flatnonzero(np.isfinite(values))
+    if not len(known):
+        return np.full(len(values), otherwise)
+    return np.where(np.arange(len(values)) > known[-1], values[known[-1]], values)
 
 
 def _one_fingerprint(table: pd.DataFrame, folder: Path) -> None:
@@ -303,13 +345,15 @@ def _load_reference(folder: Path, statistic: str | None) -> Results:
     statistic = scores.check_statistic(statistic or experiment.get("score", {}).get("statistic", DEFAULT_STATISTIC))
     path = folder / "scores.csv"
     try:
-        table = pd.read_csv(path, dtype={"variant": str, "algorithm": str, "task": str, "error": object, "fingerprint": str})
+        table = pd.read_csv(path, dtype={"task": str, "algorithm": str, "variant": str, "error": object})
         lacking = [name for name in (*KEYS, "env_steps", "score", "status", statistic) if name not in table]
         if lacking:
             raise ValueError(f"no column {', '.join(lacking)}")
+        facts = pd.DataFrame([_facts(manifest) for manifest in manifests(folder)], columns=[*KEYS, *FACTS])
+        table = table.merge(facts.drop(columns=["status", "env_steps"]), on=KEYS, how="left", validate="1:1")
         table["score"] = scores.counted_scores(table, statistic)
         curves_path = folder / "curves.csv.gz"
-        curves = pd.read_csv(curves_path) if curves_path.is_file() else _long_curves([])
+        curves = pd.read_csv(curves_path) if curves_path.is_file() else _long_curves([], {})
     except (ValueError, OSError, EOFError, pd.errors.ParserError) as error:
         raise ResultsError(
             f"{path}: not a readable reference table ({_first_line(error)}); restore the folder from the repository or ship the runs again"
@@ -333,9 +377,8 @@ def ship(run_tree: Path, reference: Path) -> Path:
             "run the experiment again with the same command, then ship"
         )
     reference.mkdir(parents=True, exist_ok=True)
-    first_columns = [*KEYS, "env_steps", "score", "status", "statistic"]
-    table = results.runs.assign(statistic=results.statistic)
-    table = table[[*first_columns, *(name for name in table.columns if name not in first_columns)]]
+    columns = [*KEYS, "env_steps", "score", "status", "statistic", "train_episodes", *STATISTICS]
+    table = results.runs.assign(statistic=results.statistic)[columns]
     _write(reference / "scores.csv", lambda path: table.to_csv(path, index=False, float_format="%.10g"))
     _write(
         reference / "curves.csv.gz",
@@ -344,8 +387,8 @@ def ship(run_tree: Path, reference: Path) -> Path:
         ),
     )
     _write(reference / "manifests.jsonl", lambda path: path.write_text("\n".join(_compact(manifests(run_tree))) + "\n"))
-    if (run_tree / "experiment.json").is_file():
-        _write(reference / "experiment.json", lambda path: shutil.copyfile(run_tree / "experiment.json", path))
+    described = json.dumps(_portable(results.experiment), indent=1) + "\n"
+    _write(reference / "experiment.json", lambda path: path.write_text(described))
     for source in (run_tree / "experiment.toml", EXPERIMENTS / f"{results.name}.toml"):
         if source.is_file():
             _write(reference / "experiment.toml", lambda path, source=source: shutil.copyfile(source, path))

@@ -215,7 +215,7 @@ def curve_matrix(
 ) -> tuple[Matrix, np.ndarray]:
     """Training curves [n, E, C] of the seeds that have every task, and the grid as shares of the budget [C].
 
-    A point is NaN before a run's first finished episode. Seeds lacking a task are in `dropped`.
+    A point is NaN before a run's first finished episode. Seeds lacking a task, or still running there, are in `dropped`.
     """
     mine = curves[(curves["algorithm"] == algorithm) & (curves["variant"] == variant) & (curves["phase"] == phase)]
     mine = mine[mine["task"].isin(list(tasks))]
@@ -224,8 +224,7 @@ def curve_matrix(
     seeds = sorted(int(seed) for seed in wide.index.unique("seed"))
     table = wide.reindex(pd.MultiIndex.from_product([seeds, list(tasks)]))
     values = table.to_numpy(dtype=float).reshape(len(seeds), len(tasks), wide.shape[1])
-    present = pd.MultiIndex.from_product([seeds, list(tasks)]).isin(wide.index).reshape(len(seeds), len(tasks))
-    whole = present.all(axis=1)
+    whole = np.isfinite(values[:, :, -1:]).all(axis=(1, 2))  # a run that is over has a value at its end
     share = np.arange(1, wide.shape[1] + 1) / wide.shape[1]
     kept = [seed for seed, ok in zip(seeds, whole, strict=True) if ok]
     return Matrix(values[whole], list(tasks), kept, [s for s, ok in zip(seeds, whole, strict=True) if not ok]), share

@@ -1,0 +1,269 @@
+"""Networks of R runs as one: weights [R, in, out], all in one flat buffer.
+
+Kept in this file so that algorithm files stay plain: the layout that lets one optimizer call update every run, the
+multilayer perceptron with its backward pass written out (a third of autograd's time at these sizes), and a NumPy
+forward pass on the same memory for acting. The rules that make a run's numbers independent of its company are:
+R leads, no reduction over R, products with one output column are written as sums.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PAD = 64  # floats; segments start at multiples of it, so vector loops never end inside one
+
+Initializer = Callable[[np.random.Generator, int, int], np.ndarray]
+
+
+class Parameters:
+    """Named weights of R runs in one flat float32 buffer, segment by segment: `flat` [P], views [R, *shape]."""
+
+    def __init__(self, num_runs: int, shapes: dict[str, tuple[int, ...]], device: str = "cpu"):
+        self.num_runs, self.shapes = num_runs, dict(shapes)
+        sizes = [num_runs * int(np.prod(shape)) for shape in shapes.values()]
+        starts = np.cumsum([0] + [-(-size // PAD) * PAD for size in sizes])
+        self._slices = {name: (int(start), size) for name, start, size in zip(shapes, starts, sizes, strict=False)}
+        self.flat = torch.zeros(int(starts[-1]), device=device)
+        self.grad = torch.zeros_like(self.flat)
+        self.views = self.split(self.flat)
+        self.grads = self.split(self.grad)
+        for view in self.views.values():
+            view.requires_grad_()
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views [R, *shape] into a buffer of this layout."""
+        return {
+            name: flat[start : start + size].view(self.num_runs, *self.shapes[name])
+            for name, (start, size) in self._slices.items()
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.views[name]
+
+    def backward(self, loss: Tensor) -> None:
+        """Fill `grad` with d loss / d parameters. The loss is a sum over runs, which keeps their gradients apart."""
+        grads = torch.autograd.grad(loss, list(self.views.values()))
+        torch._foreach_copy_(list(self.grads.values()), list(grads))
+
+    def fill(self, name: str, values: np.ndarray) -> None:
+        """Set one parameter of all runs from an array [R, *shape]."""
+        with torch.no_grad():
+            self.views[name].copy_(torch.from_numpy(np.ascontiguousarray(values, np.float32)))
+
+    def copy_(self, other: Parameters) -> None:
+        """Take over another's weights (a target network's update)."""
+        self.flat.copy_(other.flat)
+
+    def finite(self) -> np.ndarray:
+        """Per run, whether every weight is finite: bool [R]."""
+        sums = torch.stack([view.detach().flatten(1).abs().sum(1) for view in self.views.values()], 1)
+        return torch.isfinite(sums).all(1).cpu().numpy()
+
+    def of_run(self, run: int, prefix: str = "") -> dict[str, np.ndarray]:
+        """One run's weights by name."""
+        return {prefix + name: view[run].detach().cpu().numpy().copy() for name, view in self.views.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {"flat": self.flat.cpu().numpy()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state()` was taken."""
+        self.flat.copy_(torch.from_numpy(state["flat"]))
+
+
+def orthogonal(gain: float) -> Initializer:
+    """Orthogonal matrix times `gain` (arXiv:1312.6120), by QR of a normal matrix."""
+
+    def draw(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+        normal = rng.standard_normal((max(rows, columns), min(rows, columns)))
+        q, r = np.linalg.qr(normal)
+        q *= np.sign(np.diag(r))
+        return gain * (q if rows >= columns else q.T)
+
+    return draw
+
+
+def normalized_columns(scale: float) -> Initializer:
+    """Normal columns scaled to the norm `scale` (openai/baselines@ea25b9e, `normc_initializer`)."""
+
+    def draw(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+        normal = rng.standard_normal((rows, columns))
+        return scale * normal / np.sqrt((normal**2).sum(0, keepdims=True))
+
+    return draw
+
+
+def fan_in_uniform(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Uniform in +-1/sqrt(rows), the default of torch's linear layers."""
+    return rng.uniform(-1, 1, (rows, columns)) / np.sqrt(rows)
+
+
+class MLP:
+    """A multilayer perceptron of R runs; its weights live in a `Parameters` under `<name>.weight0`, `<name>.bias0`, ...
+
+    `activation` is `tanh` or `relu`, on the hidden layers; the last layer is linear.
+    """
+
+    def __init__(self, name: str, sizes: Sequence[int], activation: str = "tanh"):
+        self.name, self.sizes, self.activation = name, tuple(sizes), activation
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes to allocate, per run."""
+        result: dict[str, tuple[int, ...]] = {}
+        for layer, (inputs, outputs) in enumerate(itertools.pairwise(self.sizes)):
+            result[f"{self.name}.weight{layer}"] = (inputs, outputs)
+            result[f"{self.name}.bias{layer}"] = (1, outputs)
+        return result
+
+    def initialize(
+        self,
+        parameters: Parameters,
+        rngs: Iterable[np.random.Generator],
+        hidden: Initializer,
+        last: Initializer,
+        bias: Initializer | None = None,
+    ) -> None:
+        """Draw the weights, one generator per run; biases are zero unless an initializer is given."""
+        layers = len(self.sizes) - 1
+        draws: dict[str, list[np.ndarray]] = {}
+        for rng in rngs:
+            for layer, (inputs, outputs) in enumerate(itertools.pairwise(self.sizes)):
+                draw = last if layer == layers - 1 else hidden
+                draws.setdefault(f"weight{layer}", []).append(draw(rng, inputs, outputs))
+                if bias is not None:
+                    draws.setdefault(f"bias{layer}", []).append(bias(rng, inputs, outputs)[:1])
+        for name, values in draws.items():
+            parameters.fill(f"{self.name}.{name}", np.stack(values))
+
+    def _weights(self, parameters: Parameters | Mapping[str, Tensor]) -> list[Tensor]:
+        names = (f"{self.name}.{kind}{layer}" for layer in range(len(self.sizes) - 1) for kind in ("weight", "bias"))
+        return [parameters[name] for name in names]
+
+    def __call__(self, parameters: Parameters | Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Outputs [R, B, out] of inputs [R, B, in], differentiable by autograd."""
+        return _MLPFunction.apply(inputs, self.activation, *self._weights(parameters))
+
+    @torch.no_grad()
+    def forward(self, parameters: Parameters, inputs: Tensor) -> list[Tensor]:
+        """Every layer's output, the inputs first and the network's output last: what `backward` needs."""
+        return _forward(inputs, self.activation, self._weights(parameters))
+
+    @torch.no_grad()
+    def backward(self, parameters: Parameters, layers: list[Tensor], delta: Tensor) -> None:
+        """Write d loss / d weights into `parameters.grad`, given `forward`'s result and d loss / d outputs [R, B, out]."""
+        names = [f"{self.name}.{kind}{layer}" for layer in range(len(self.sizes) - 1) for kind in ("weight", "bias")]
+        grads = [parameters.grads[name] for name in names]
+        _backward(layers[:-1], self._weights(parameters)[::2], self.activation, delta, grads)
+
+    def acting(self, parameters: Parameters) -> Callable[[np.ndarray], np.ndarray]:
+        """The same function from and to NumPy: float32 [R, B, in] -> [R, B, out], without gradients.
+
+        On the CPU it is computed in NumPy on the weights' own memory: at acting's sizes a torch call costs more than
+        its arithmetic. It may differ from `__call__` in the last bits, so what is trained on comes from `__call__`.
+        """
+        if parameters.flat.is_cuda:
+
+            def on_device(x: np.ndarray) -> np.ndarray:
+                with torch.no_grad():
+                    return self(parameters, torch.from_numpy(x).to(parameters.flat.device)).cpu().numpy()
+
+            return on_device
+        weights = [weight.detach().numpy() for weight in self._weights(parameters)]
+        pairs = list(zip(weights[::2], weights[1::2], strict=True))
+        relu = self.activation == "relu"
+
+        def forward(x: np.ndarray) -> np.ndarray:
+            for weight, bias in pairs[:-1]:
+                x = np.matmul(x, weight)
+                x += bias
+                x = np.maximum(x, 0, out=x) if relu else np.tanh(x, out=x)
+            return np.matmul(x, pairs[-1][0]) + pairs[-1][1]
+
+        return forward
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [R, B, in] times weight [R, in, out] plus bias [R, 1, out].
+
+    One output column is a sum of products: as a product it would take another kernel for R = 1 than for R > 1.
+    """
+    if weight.shape[2] == 1:
+        return (x * weight.transpose(1, 2)).sum(-1, keepdim=True) + bias
+    return torch.baddbmm(bias, x, weight)
+
+
+def _tanh_(x: Tensor) -> Tensor:
+    """In-place tanh; NumPy's is vectorised on every CPU, torch's only on some."""
+    if x.is_cuda:
+        return x.tanh_()
+    array = x.numpy()
+    np.tanh(array, out=array)
+    return x
+
+
+def _forward(inputs: Tensor, activation: str, weights: Sequence[Tensor]) -> list[Tensor]:
+    layers = [inputs]
+    last = len(weights) - 2
+    for k in range(0, len(weights), 2):
+        x = _linear(layers[-1], weights[k], weights[k + 1])
+        if k < last:
+            x = _tanh_(x) if activation == "tanh" else x.clamp_(min=0)
+        layers.append(x)
+    return layers
+
+
+def _backward(
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    activation: str,
+    delta: Tensor,
+    grads: Sequence[Tensor],
+    to_inputs: bool = False,
+) -> Tensor | None:
+    """Write the gradients of weights and biases into `grads`; `inputs` are each layer's. Returns that of the first
+    layer's inputs if it is asked for."""
+    for k in range(len(weights) - 1, -1, -1):
+        x, weight = inputs[k], weights[k]
+        narrow = weight.shape[2] == 1  # see _linear
+        torch.sum(delta, 1, keepdim=True, out=grads[2 * k + 1])
+        if narrow:
+            torch.sum(x * delta, 1, out=grads[2 * k].squeeze(-1))
+        else:
+            torch.bmm(x.transpose(1, 2), delta, out=grads[2 * k])
+        if k == 0 and not to_inputs:
+            return None
+        delta = delta * weight.transpose(1, 2) if narrow else torch.bmm(delta, weight.transpose(1, 2))
+        if k > 0:  # x is the activation's output, from which its derivative follows
+            backward = torch.ops.aten.tanh_backward if activation == "tanh" else _relu_backward
+            delta = backward(delta, x)
+    return delta
+
+
+def _relu_backward(delta: Tensor, output: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward(delta, output, 0.0)
+
+
+class _MLPFunction(torch.autograd.Function):
+    """The same two passes for autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, activation: str, *weights: Tensor) -> Tensor:
+        *layers, outputs = _forward(inputs, activation, weights)
+        ctx.save_for_backward(*layers, *weights)
+        ctx.activation = activation
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        depth = len(ctx.saved_tensors) // 3
+        inputs, weights = ctx.saved_tensors[:depth], ctx.saved_tensors[depth:]
+        grads = [torch.empty_like(weight) for weight in weights]
+        delta = _backward(inputs, weights[::2], ctx.activation, delta, grads, ctx.needs_input_grad[0])  # type: ignore
+        return (delta, None, *grads)

@@ -71,13 +71,13 @@ class ClassicVectorEnv(VectorEnv):
         self._block[i, :, :drawn] = low[:drawn] + (high - low)[:drawn] * uniform
         self._used[i] = 0
 
-    def _restart(self, which: NDArray[np.bool_], observations: NDArray[np.float32]) -> None:
-        indices = np.flatnonzero(which)
-        start = self._start(self._block[indices, self._used[indices]].T)  # [D, ended]
-        self._state[:, which] = start
-        observations[which] = self.observe(start).T
-        self._used[indices] += 1
-        for i in indices[self._used[indices] == BLOCK].tolist():
+    def _restart(self, indices: NDArray[np.int64], observations: NDArray[np.float32]) -> None:
+        used = self._used[indices]
+        start = self._start(self._block[indices, used].T)  # [D, ended]
+        self._state.reshape(len(start), -1)[:, indices] = start
+        observations.reshape(len(self._used), -1)[indices] = self.observe(start).T
+        self._used[indices] = used + 1
+        for i in indices[used == BLOCK - 1].tolist():
             self._draw(i)
 
     def _start(self, drawn: Array) -> Array:
@@ -94,7 +94,7 @@ class ClassicVectorEnv(VectorEnv):
         if self._some_parked:
             state[:, self.parked] = self._state[:, self.parked]
         self._state = state
-        successors[:] = np.moveaxis(self.observe(state), 0, -1)
+        successors[:] = self.observe(state).transpose(1, 2, 0)
 
     def _save(self) -> dict[str, Any]:
         return {"state": self._state.copy(), "generators": list(self._block_seeds), "used": self._used.copy()}
@@ -116,7 +116,7 @@ class CartPole(ClassicVectorEnv):
 
     def dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
         _, x_dot, theta, theta_dot = state
-        force = 20.0 * actions - 10.0
+        force = np.array([-10.0, 10.0])[actions]
         cos, sin = np.cos(theta), np.sin(theta)
         pole_mass_length, total_mass = 0.1 * 0.5, 0.1 + 1.0
         temp = (force + pole_mass_length * np.square(theta_dot) * sin) / total_mass
@@ -238,6 +238,7 @@ class Pendulum(ClassicVectorEnv):
 FAMILY = {env.task.id: env for env in (CartPole, Acrobot, MountainCar, MountainCarContinuous, Pendulum)}
 TASKS = {task_id: env.task for task_id, env in FAMILY.items()}
 SUITES = {"classic": list(TASKS)}
+PACKAGES = ("gymnasium", "numpy")  # whose versions can change the numbers
 
 
 def make(task: Task, num_runs: int, num_envs: int, num_threads: int = 1) -> ClassicVectorEnv:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import importlib.metadata
 import json
 from functools import cache
@@ -14,7 +15,6 @@ import numpy as np
 import suites
 
 TRACE_STEPS = 1_000  # env_steps
-PACKAGES = {"classic": ("gymnasium", "numpy"), "mujoco": ("gymnasium", "mujoco", "numpy")}
 
 
 def fingerprint(task_id: str) -> dict[str, Any]:
@@ -28,11 +28,13 @@ def fingerprint(task_id: str) -> dict[str, Any]:
 @cache
 def _fingerprint(task_id: str) -> dict[str, Any]:
     task = suites.find_task(task_id)
+    packages = importlib.import_module(f"suites.{task.kind}").PACKAGES
+    clip = [] if suites.make(task_id, 1, 1).action_shape is None else ["ClipAction"]
     facts: dict[str, Any] = {
         "task": task.id,
         "env_kwargs": task.env_kwargs,
-        "wrappers": [f"TimeLimit({task.max_episode_steps})", "AutoresetSameStep", "ClipAction", "Float32Observation"],
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES[task.kind]},
+        "wrappers": [f"TimeLimit({task.max_episode_steps})", "AutoresetSameStep", "Float32Observation", *clip],
+        "versions": {package: importlib.metadata.version(package) for package in packages},
         "trace_sha256": trace_sha256(task_id),
     }
     return {**facts, "digest": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}

@@ -57,6 +57,8 @@ SUITES = {
 }
 
 
+PACKAGES = ("gymnasium", "mujoco", "numpy")  # whose versions can change the numbers
+
 Array = NDArray[Any]
 Gather = Callable[[str], Array]  # name of an array of MjData -> that array of all environments [M, ...], copied
 Outcome = tuple[Array, Array, Array | bool]  # observations [M, O], rewards [M], terminations [M]
@@ -103,10 +105,11 @@ class MujocoVectorEnv(VectorEnv):
         for env, seed in zip(self._envs, (seed for row in seeds for seed in row), strict=True):
             env.np_random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
 
-    def _restart(self, which: NDArray[np.bool_], observations: NDArray[np.float32]) -> None:
-        for run, n in np.argwhere(which).tolist():
+    def _restart(self, indices: NDArray[np.int64], observations: NDArray[np.float32]) -> None:
+        for i in indices.tolist():
+            run, n = divmod(i, self.num_envs)
             try:
-                observations[run, n] = self._envs[run * self.num_envs + n].reset()[0]
+                observations[run, n] = self._envs[i].reset()[0]
             except Exception as error:  # noqa: BLE001  whatever it raises is this run's fate, not the others'
                 self.park(run, f"reset of environment {n} of run {run} raised {type(error).__name__}: {error}")
 

@@ -94,7 +94,7 @@ class VectorEnv:
         self.parked[:] = self._some_parked = False
         self.errors, self._episodes = {}, []
         self._elapsed[:], self._returns[:], self._observations[:] = 0, 0, 0
-        self._restart(np.ones((self.num_runs, self.num_envs), bool), self._observations)
+        self._restart(np.arange(self.num_runs * self.num_envs), self._observations)
         self._ready = True
         return self._observations.copy()
 
@@ -117,14 +117,13 @@ class VectorEnv:
         truncations = self._elapsed >= self.max_episode_steps
         if self._some_parked:
             truncations[self.parked] = False
-        ended = terminations | truncations
         observations = successors.copy()
-        if ended.any():
-            runs = ended.nonzero()[0].tolist()
-            finished = zip(runs, self._returns[ended].tolist(), self._elapsed[ended].tolist(), strict=True)
-            self._episodes += [Episode(run, self.env_steps, total, length) for run, total, length in finished]
-            self._elapsed[ended] = 0
-            self._returns[ended] = 0.0
+        ended = (terminations | truncations).ravel().nonzero()[0]
+        if ended.size:
+            returns, elapsed = self._returns.reshape(-1), self._elapsed.reshape(-1)
+            finished = zip(ended.tolist(), returns[ended].tolist(), elapsed[ended].tolist(), strict=True)
+            self._episodes += [Episode(i // self.num_envs, self.env_steps, total, n) for i, total, n in finished]
+            returns[ended], elapsed[ended] = 0.0, 0
             self._restart(ended, observations)
         self._observations[:] = observations
         return Step(observations, rewards, successors, terminations, truncations)
@@ -180,8 +179,8 @@ class VectorEnv:
         """Sets the generators from `seeds` [R][N] as Gymnasium's `np_random(seed)` would."""
         raise NotImplementedError
 
-    def _restart(self, which: NDArray[np.bool_], observations: NDArray[np.float32]) -> None:
-        """Resets the environments `which` [R, N] (never of a parked run), writes their observations [R, N, O]."""
+    def _restart(self, indices: NDArray[np.int64], observations: NDArray[np.float32]) -> None:
+        """Resets the environments r * N + n in `indices`, in that order; writes their rows of `observations` [R, N, O]."""
         raise NotImplementedError
 
     def _advance(

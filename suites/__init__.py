@@ -1,9 +1,9 @@
 """Tasks, suites and the environments that step them.
 
-A file in this directory that defines `SUITES` is a family of tasks: `TASKS` (id -> `Task`), `SUITES` (name -> task ids),
-`PACKAGES` (on which its numbers depend) and `make(task, num_runs, num_envs, num_threads)`. It is found by its name; a new task
-is one entry there.
-Nothing here imports gymnasium or mujoco before an environment is made: listing what there is must be quick.
+A file in this directory that defines `SUITES` is a family of tasks: `TASKS` (id -> `Task`), `SUITES` (name -> task
+ids), `PACKAGES` (on which its numbers depend) and `make(task, num_runs, num_envs, num_threads)`. It is found by its
+name; a new task is one entry there. Nothing here imports gymnasium or mujoco before an environment is made: listing
+what there is must be quick.
 """
 
 from __future__ import annotations

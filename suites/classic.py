@@ -1,9 +1,9 @@
 """Gymnasium's classic control, each task stepped as one NumPy batch over [R, N].
 
-The numbers are Gymnasium's own, bit for bit: same formulas in the same order of operations, float64 where it has float64
-and float32 where it has float32, same draws from the same generators. Two things to know when reading the dynamics:
-NumPy's sin and cos of float64 equal libm's, whatever the length of the array; `x ** 2` of a NumPy scalar is libm's `pow`,
-which may differ from `x * x` in the last bit, so `np.float_power` stands for it.
+The numbers are Gymnasium's own, bit for bit: same formulas in the same order of operations, float64 where it has
+float64 and float32 where it has float32, same draws from the same generators. Two things to know when reading the
+dynamics: NumPy's sin and cos of float64 equal libm's, whatever the length of the array; `x ** 2` of a NumPy scalar is
+libm's `pow`, which may differ from `x * x` in the last bit, so `np.float_power` stands for it.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class ClassicVectorEnv(VectorEnv):
         self._block = np.zeros((batch, BLOCK, len(self.start_low)))
         self._used = np.zeros(batch, np.int64)  # initial states taken from the block
 
-    def dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
+    def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
         """state [D, R, N], actions [R, N] -> next state, rewards, terminations."""
         raise NotImplementedError
 
-    def observe(self, state: Array) -> Array:
+    def _observe(self, state: Array) -> Array:
         """state [D, ...] -> observations [O, ...]."""
         return state
 
@@ -66,7 +66,7 @@ class ClassicVectorEnv(VectorEnv):
         """Draws the next block of initial states of environment i: the numbers of BLOCK resets of Gymnasium."""
         low, high = np.array(self.start_low), np.array(self.start_high)
         drawn = self.num_drawn or len(low)
-        self._block_seeds[i] = self._generators[i].bit_generator.state
+        self._block_seeds[i] = dict(self._generators[i].bit_generator.state)
         uniform = self._generators[i].random((BLOCK, drawn))
         self._block[i, :, :drawn] = low[:drawn] + (high - low)[:drawn] * uniform
         self._used[i] = 0
@@ -75,7 +75,7 @@ class ClassicVectorEnv(VectorEnv):
         used = self._used[indices]
         start = self._start(self._block[indices, used].T)  # [D, ended]
         self._state.reshape(len(start), -1)[:, indices] = start
-        observations.reshape(len(self._used), -1)[indices] = self.observe(start).T
+        observations.reshape(len(self._used), -1)[indices] = self._observe(start).T
         self._used[indices] = used + 1
         for i in indices[used == BLOCK - 1].tolist():
             self._draw(i)
@@ -90,11 +90,11 @@ class ClassicVectorEnv(VectorEnv):
         rewards: NDArray[np.float64],
         terminations: NDArray[np.bool_],
     ) -> None:
-        state, rewards[:], terminations[:] = self.dynamics(self._state, actions.reshape(self._returns.shape))
+        state, rewards[:], terminations[:] = self._dynamics(self._state, actions.reshape(self._returns.shape))
         if self._some_parked:
             state[:, self.parked] = self._state[:, self.parked]
         self._state = state
-        successors[:] = self.observe(state).transpose(1, 2, 0)
+        successors[:] = self._observe(state).transpose(1, 2, 0)
 
     def _save(self) -> dict[str, Any]:
         return {"state": self._state.copy(), "generators": list(self._block_seeds), "used": self._used.copy()}
@@ -114,7 +114,7 @@ class CartPole(ClassicVectorEnv):
     start_low, start_high = (-0.05,) * 4, (0.05,) * 4
     num_observed, discrete = 4, 2
 
-    def dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
+    def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
         _, x_dot, theta, theta_dot = state
         force = np.array([-10.0, 10.0])[actions]
         cos, sin = np.cos(theta), np.sin(theta)
@@ -137,12 +137,12 @@ class Acrobot(ClassicVectorEnv):
     def _start(self, drawn: Array) -> Array:
         return drawn.astype(np.float32)  # the first observation takes its cosines in float32
 
-    def observe(self, state: Array) -> Array:
+    def _observe(self, state: Array) -> Array:
         angles = state[:2]
         cos, sin = np.cos(angles), np.sin(angles)
         return np.stack((cos[0], sin[0], cos[1], sin[1], state[2], state[3]))
 
-    def dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
+    def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
         torque, dt = actions - 1.0, 0.2
         k1 = self._derivatives(state, torque)
         k2 = self._derivatives(state + dt / 2 * k1, torque)
@@ -187,7 +187,7 @@ class MountainCar(ClassicVectorEnv):
     start_low, start_high, num_drawn = (-0.6, 0.0), (-0.4, 0.0), 1
     num_observed, discrete = 2, 3
 
-    def dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
+    def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
         position, velocity = state
         velocity = velocity + ((actions - 1) * 0.001 + np.cos(3 * position) * -0.0025)
         velocity = np.clip(velocity, -0.07, 0.07)
@@ -203,7 +203,7 @@ class MountainCarContinuous(ClassicVectorEnv):
     start_low, start_high, num_drawn = (-0.6, 0.0), (-0.4, 0.0), 1
     num_observed, action_bound = 2, 1.0
 
-    def dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
+    def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
         start, f32 = state[0], np.float32
         angle = np.where(self._elapsed == 0, 3 * start, (3 * start).astype(f32))
         velocity = state[1].astype(f32) + (actions * f32(0.0015) - (0.0025 * np.cos(angle)).astype(f32))
@@ -222,10 +222,10 @@ class Pendulum(ClassicVectorEnv):
     start_low, start_high = (-np.pi, -1.0), (np.pi, 1.0)
     num_observed, action_bound = 3, 2.0
 
-    def observe(self, state: Array) -> Array:
+    def _observe(self, state: Array) -> Array:
         return np.stack((np.cos(state[0]), np.sin(state[0]), state[1]))
 
-    def dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
+    def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
         theta, theta_dot = state
         angle = (theta + np.pi) % (2 * np.pi) - np.pi
         effort = np.array([torque**2 for torque in actions.ravel()]).reshape(actions.shape)  # powf, as in Gymnasium

@@ -1,13 +1,13 @@
 """The eleven MuJoCo tasks of Gymnasium, version 5: real Gymnasium environments, no wrappers.
 
-Observations are float32 (Gymnasium's float64 rounded once), rewards float64, actions float32 clipped to the box; time limit
-and automatic reset are `VectorEnv`'s. "-v5" does not fix the numbers: they change with the version of mujoco, which is
-part of the fingerprint.
+Observations are float32 (Gymnasium's float64 rounded once), rewards float64, actions float32 clipped to the box; time
+limit and automatic reset are `VectorEnv`'s. "-v5" does not fix the numbers: they change with the version of mujoco,
+which is part of the fingerprint.
 
-A Gymnasium step spends 5 to 13 us in Python beside the physics. For the tasks in `OUTCOMES` the physics of each environment is
-stepped as its `do_simulation` does, and observations, rewards and terminations of all environments are then
-computed in one batch, from the same formulas with the same roundings: bit for bit what its `step` returns (tested).
-The other tasks, whose physics takes 30 us or more, call `step`.
+A Gymnasium step spends 5 to 25 us in Python beside the physics. For the tasks in `OUTCOMES` the physics of each
+environment is stepped as its `do_simulation` does, and observations, rewards and terminations of all environments are
+then computed in one batch, from the same formulas with the same roundings: bit for bit what its `step` returns, which
+is tested. The other tasks call `step`.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class MujocoVectorEnv(VectorEnv):
         self._chunks = [chunk.tolist() for chunk in np.array_split(np.arange(len(self._envs)), num_threads)]
 
     def close(self) -> None:
+        """Ends the threads."""
         if self._pool is not None:
             self._pool.shutdown()
 
@@ -110,7 +111,7 @@ class MujocoVectorEnv(VectorEnv):
             run, n = divmod(i, self.num_envs)
             try:
                 observations[run, n] = self._envs[i].reset()[0]
-            except Exception as error:  # noqa: BLE001  whatever it raises is this run's fate, not the others'
+            except Exception as error:  # whatever it raises is this run's fate, not the others'
                 self.park(run, f"reset of environment {n} of run {run} raised {type(error).__name__}: {error}")
 
     def _advance(
@@ -150,7 +151,7 @@ class MujocoVectorEnv(VectorEnv):
                     continue
                 try:
                     advance(i)
-                except Exception as error:  # noqa: BLE001  as in _restart
+                except Exception as error:  # as in _restart
                     run, n = divmod(i, self.num_envs)
                     self.park(run, f"step of environment {n} of run {run} raised {type(error).__name__}: {error}")
 
@@ -191,9 +192,10 @@ class MujocoVectorEnv(VectorEnv):
             env.np_random.bit_generator.state = state["generators"][i]
 
 
-# Observations, rewards and terminations as in gymnasium/envs/mujoco/*_v5.py. `env` holds the constants, `before` is qpos before
-# the step. Costs of control stay float32, the dtype of the actions. `x ** 2` of a NumPy scalar is libm's pow, here
-# np.float_power; a norm of three numbers is their BLAS dot: both may differ from the obvious in the last bit.
+# Observations, rewards and terminations as in gymnasium/envs/mujoco/*_v5.py. `env` holds the constants, `before` is the
+# qpos before the step. Costs of control stay float32, the dtype of the actions. `x ** 2` of a NumPy scalar is libm's
+# pow, here np.float_power; a norm of three numbers is the root of their BLAS dot: both may differ from the obvious in
+# the last bit.
 
 
 def _control_cost(env: Any, actions: Array) -> Array:

@@ -2,9 +2,9 @@
 
     python -m suites.random_policy                      writes results/reference/random_policy.csv (about 5 minutes)
 
-Every action is uniform over the action set or box. 100 runs (seeds 0 to 99) of one environment each play the same number of
-whole episodes, so that short episodes do not count more often than long ones. The score is the raw undiscounted return:
-its mean, its standard deviation (n - 1) over episodes, the number of episodes and of env_steps.
+Every action is uniform over the action set or box. 100 runs (seeds 0 to 99) of one environment each play the same
+number of whole episodes, so that short episodes do not count more often than long ones. The score is the raw
+undiscounted return: its mean, its standard deviation (n - 1) over episodes, the number of episodes and of env_steps.
 """
 
 from __future__ import annotations
@@ -34,12 +34,7 @@ def play(task_id: str, episodes_per_run: int, num_runs: int = NUM_RUNS) -> dict[
     returns: list[list[float]] = [[] for _ in range(num_runs)]
     env_steps = 0
     while not envs.parked.all():
-        if envs.num_actions is not None:
-            actions = np.array([[stream.integers(envs.num_actions)] for stream in streams])
-        else:
-            low, high = envs.action_low, envs.action_high
-            actions = np.array([[stream.uniform(low, high)] for stream in streams], np.float32)
-        envs.step(actions)
+        envs.step(np.stack([envs.random_actions(stream, 1) for stream in streams]))
         for episode in envs.drain_episodes():
             returns[episode.run].append(episode.episode_return)
             env_steps += episode.episode_length
@@ -53,9 +48,10 @@ def play(task_id: str, episodes_per_run: int, num_runs: int = NUM_RUNS) -> dict[
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 2 for a wrong call."""
     parser = argparse.ArgumentParser(prog="python -m suites.random_policy", description="Scores of the random policy.")
     parser.add_argument("--tasks", nargs="+", default=suites.task_ids(), metavar="T", help="default: all")
-    parser.add_argument("--episodes", type=int, default=4, help=f"whole episodes of each of {NUM_RUNS} runs (default 4)")
+    parser.add_argument("--episodes", type=int, default=4, help=f"whole episodes of each of {NUM_RUNS} runs; 4")
     parser.add_argument("--out", type=Path, default=Path("results/reference/random_policy.csv"))
     arguments = parser.parse_args(argv)
     try:

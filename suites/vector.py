@@ -3,8 +3,8 @@
 Time limits, automatic reset, episode statistics, parking and saving live here, once. A family fills in how its
 environments start, advance and are saved (the four methods at the end of `VectorEnv`).
 
-An environment's randomness comes from its run's seed and its own index n alone, so a run's environments never depend on R,
-on the run's position or on the other runs.
+An environment's randomness comes from its run's seed and its own index n alone, so a run's environments never depend on
+R, on the run's position or on the other runs.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class VectorEnv:
     Actions are int64 [R, N] (`num_actions` of them) or float32 [R, N, *action_shape]; the latter are clipped to
     [`action_low`, `action_high`] here, so rewards that charge for control see the clipped action.
 
-    A run is parked, and the others go on unharmed, when one of its environments raises, when its actions are non-finite or
-    outside the discrete set, or by `park`. It is then no longer stepped: its last observations, rewards 0, no episode ends.
-    `errors` says why, run index -> message.
+    A run is parked, and the others go on unharmed, when one of its environments raises, when its actions are non-finite
+    or outside the discrete set, or by `park`. It is then no longer stepped: its last observations, rewards 0, no
+    episode ends. `errors` says why, run index -> message.
     """
 
     def __init__(
@@ -128,6 +128,13 @@ class VectorEnv:
         self._observations[:] = observations
         return Step(observations, rewards, successors, terminations, truncations)
 
+    def random_actions(self, stream: np.random.Generator, *leading: int) -> NDArray[Any]:
+        """Actions uniform over the set or the box, [*leading] or [*leading, *action_shape]."""
+        if self.action_low is None or self.action_high is None:
+            assert self.num_actions is not None
+            return stream.integers(0, self.num_actions, leading)
+        return stream.uniform(self.action_low, self.action_high, (*leading, *self.action_low.shape)).astype(np.float32)
+
     def drain_episodes(self) -> list[Episode]:
         """Episodes finished since the last call, in order of time, run and environment."""
         episodes, self._episodes = self._episodes, []
@@ -140,7 +147,10 @@ class VectorEnv:
             self.errors.setdefault(run, error)
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on exactly, in another process too: arrays, scalars, strings, lists, nested dicts."""
+        """All that is needed to go on exactly, in another process too.
+
+        Nested dicts of arrays, numbers, strings and lists; generator states hold integers of 128 bits.
+        """
         return {
             "env_steps": self.env_steps,
             "observations": self._observations.copy(),
@@ -156,8 +166,8 @@ class VectorEnv:
         """Goes on from `state()`. Raises ValueError when it was taken from other numbers of runs or environments."""
         if np.shape(state["observations"]) != self._observations.shape:
             raise ValueError(
-                f"state is for observations {np.shape(state['observations'])}, not {self._observations.shape} [runs, envs, "
-                "...]: make the environments with the sizes they had when it was saved."
+                f"state is for observations {np.shape(state['observations'])}, not {self._observations.shape}, "
+                "[runs, envs, ...]: make the environments with the sizes they had when it was saved."
             )
         self.env_steps = int(state["env_steps"])
         self._observations[:] = state["observations"]
@@ -180,7 +190,7 @@ class VectorEnv:
         raise NotImplementedError
 
     def _restart(self, indices: NDArray[np.int64], observations: NDArray[np.float32]) -> None:
-        """Resets the environments r * N + n in `indices`, in that order; writes their rows of `observations` [R, N, O]."""
+        """Resets the environments r * N + n in `indices`, in that order; writes their rows of `observations`."""
         raise NotImplementedError
 
     def _advance(
@@ -204,24 +214,29 @@ class VectorEnv:
 
     def _checked(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Actions of the right shape and within bounds; parks the runs whose actions make no sense."""
-        actions = np.asarray(actions)
-        discrete = self.action_shape is None
-        shape = self._returns.shape if discrete else self._observations.shape[:2] + self.action_shape  # type: ignore[operator]
-        if actions.shape != shape or (actions.dtype.kind not in "iu" if discrete else actions.dtype.kind != "f"):
-            kind = "integers" if discrete else "floats"
-            raise ValueError(f"actions are {actions.dtype}{list(actions.shape)}: this task takes {kind} {list(shape)}.")
-        if discrete:
+        actions, batch = np.asarray(actions), self._returns.shape
+        if self.action_low is None or self.action_high is None:
+            self._demand(actions, "iu", batch)
             actions = actions.astype(np.int64, copy=False)
+            assert self.num_actions is not None
             good = actions.view(np.uint64) < self.num_actions  # a negative action is a huge one as uint64
         else:
+            self._demand(actions, "f", (*batch, *self.action_low.shape))
             actions = actions.astype(np.float32, copy=False)
             good = np.isfinite(actions)
         if not good.all():
             bad = ~good.reshape(self.num_runs, -1).all(1)
+            rule = f"they must lie in 0..{self.num_actions - 1}" if self.num_actions else "they must be finite"
             for run in np.flatnonzero(bad & ~self.parked).tolist():
-                rule = f"they must lie in 0..{self.num_actions - 1}" if self.num_actions else "they must be finite"
                 self.park(run, f"actions of run {run} are {actions[run].tolist()}: {rule}; the run is parked.")
-            actions = np.where(bad.reshape(-1, *[1] * (actions.ndim - 1)), np.zeros((), actions.dtype), actions)
-        if not discrete:
+            actions = actions.copy()
+            actions[bad] = 0
+        if self.action_low is not None and self.action_high is not None:
             actions = np.minimum(np.maximum(actions, self.action_low), self.action_high)
         return actions
+
+    @staticmethod
+    def _demand(actions: NDArray[Any], kinds: str, shape: tuple[int, ...]) -> None:
+        if actions.shape != shape or actions.dtype.kind not in kinds:
+            kind = "floats" if kinds == "f" else "integers"
+            raise ValueError(f"actions are {actions.dtype}{list(actions.shape)}: this task takes {kind} {list(shape)}.")

@@ -1,0 +1,25 @@
+# `make bench`: the experiment `quick`, from nothing to its report. `make test`: the tests. Both make .venv first.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: bench test lint clean
+
+bench: .venv/installed
+	$(BIN)/python run_bench.py run quick
+	$(BIN)/python run_bench.py report quick
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy algorithms suites bench analysis run_bench.py
+
+.venv/installed: requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 $(TORCH_INDEX)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	touch $@
+
+clean:
+	rm -rf .venv

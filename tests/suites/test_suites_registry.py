@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import suites
 
-MUJOCO = "HalfCheetah Hopper Walker2d Ant Humanoid HumanoidStandup Swimmer Reacher Pusher InvertedPendulum InvertedDoublePendulum"
+MUJOCO = (
+    "HalfCheetah Hopper Walker2d Ant Humanoid HumanoidStandup Swimmer Reacher Pusher InvertedPendulum "
+    "InvertedDoublePendulum"
+)
 
 
 def test_names_and_members() -> None:
@@ -47,8 +51,8 @@ def test_time_limit_and_spaces_are_gymnasiums(task_id: str) -> None:
     else:
         assert isinstance(env.action_space, gymnasium.spaces.Box)
         assert ours.action_shape == env.action_space.shape
-        assert (ours.action_low == env.action_space.low).all()
-        assert (ours.action_high == env.action_space.high).all()
+        assert np.array_equal(ours.action_low, env.action_space.low)
+        assert np.array_equal(ours.action_high, env.action_space.high)
 
 
 def test_unknown_task_names_its_neighbours() -> None:

@@ -234,7 +234,8 @@ def test_reset_unparks() -> None:
 
 
 @pytest.mark.parametrize(
-    "actions", [np.zeros(4, int), np.zeros((2, 2)), np.zeros((2, 2, 1), int), np.zeros((2, 1), int), np.zeros((2, 2), bool)]
+    "actions",
+    [np.zeros(4, int), np.zeros((2, 2)), np.zeros((2, 2, 1), int), np.zeros((2, 1), int), np.zeros((2, 2), bool)],
 )
 def test_misshapen_actions_are_refused(actions: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match=r"this task takes integers \[2, 2\]"):

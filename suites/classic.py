@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suites import Task
-from suites.vector import VectorEnv
+from suites.vector import Step, VectorEnv
 
 Array = NDArray[Any]
 BLOCK = 64  # initial states drawn at a time per environment; a matter of speed only
@@ -83,18 +83,12 @@ class ClassicVectorEnv(VectorEnv):
     def _start(self, drawn: Array) -> Array:
         return drawn
 
-    def _advance(
-        self,
-        actions: Array,
-        successors: NDArray[np.float32],
-        rewards: NDArray[np.float64],
-        terminations: NDArray[np.bool_],
-    ) -> None:
-        state, rewards[:], terminations[:] = self._dynamics(self._state, actions.reshape(self._returns.shape))
+    def _advance(self, actions: Array, out: Step) -> None:
+        state, out.rewards[:], out.terminations[:] = self._dynamics(self._state, actions.reshape(self._returns.shape))
         if self._some_parked:
             state[:, self.parked] = self._state[:, self.parked]
         self._state = state
-        successors[:] = self._observe(state).transpose(1, 2, 0)
+        out.next_observations[:] = self._observe(state).transpose(1, 2, 0)
 
     def _save(self) -> dict[str, Any]:
         return {"state": self._state.copy(), "generators": list(self._block_seeds), "used": self._used.copy()}

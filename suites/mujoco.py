@@ -21,42 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suites import Task
-from suites.vector import VectorEnv
+from suites.vector import Step, VectorEnv
 
-LIMITS = {  # max_episode_steps where it is not 1,000, as in Gymnasium's registry
-    "Reacher-v5": 50,
-    "Pusher-v5": 100,
-}
-TASKS = {
-    task_id: Task(task_id, "mujoco", LIMITS.get(task_id, 1_000), steps=1_000_000)
-    for task_id in (
-        "HalfCheetah-v5",
-        "Hopper-v5",
-        "Walker2d-v5",
-        "Ant-v5",
-        "Humanoid-v5",
-        "HumanoidStandup-v5",
-        "Swimmer-v5",
-        "Reacher-v5",
-        "Pusher-v5",
-        "InvertedPendulum-v5",
-        "InvertedDoublePendulum-v5",
-    )
-}
-SUITES = {
-    "mujoco": list(TASKS),
-    "mujoco-ppo7": [  # arXiv:1707.06347, section 6.1
-        "HalfCheetah-v5",
-        "Hopper-v5",
-        "InvertedDoublePendulum-v5",
-        "InvertedPendulum-v5",
-        "Reacher-v5",
-        "Swimmer-v5",
-        "Walker2d-v5",
-    ],
-}
-
-
+LIMITS = {"Reacher-v5": 50, "Pusher-v5": 100}  # max_episode_steps where it is not 1,000, as in Gymnasium's registry
+IDS = [
+    *("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "HumanoidStandup-v5", "Swimmer-v5"),
+    *("Reacher-v5", "Pusher-v5", "InvertedPendulum-v5", "InvertedDoublePendulum-v5"),
+]
+PPO7 = [  # arXiv:1707.06347, section 6.1
+    *("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "InvertedPendulum-v5", "Reacher-v5", "Swimmer-v5"),
+    "Walker2d-v5",
+]
+TASKS = {task_id: Task(task_id, "mujoco", LIMITS.get(task_id, 1_000), steps=1_000_000) for task_id in IDS}
+SUITES = {"mujoco": IDS, "mujoco-ppo7": PPO7}
 PACKAGES = ("gymnasium", "mujoco", "numpy")  # whose versions can change the numbers
 
 Array = NDArray[Any]
@@ -114,20 +91,14 @@ class MujocoVectorEnv(VectorEnv):
             except Exception as error:  # whatever it raises is this run's fate, not the others'
                 self.park(run, f"reset of environment {n} of run {run} raised {type(error).__name__}: {error}")
 
-    def _advance(
-        self,
-        actions: Array,
-        successors: NDArray[np.float32],
-        rewards: NDArray[np.float64],
-        terminations: NDArray[np.bool_],
-    ) -> None:
-        num = len(self._envs)
-        actions = actions.reshape(num, -1)
-        observed, rewarded, terminated = successors.reshape(num, -1), rewards.reshape(num), terminations.reshape(num)
+    def _advance(self, actions: Array, out: Step) -> None:
+        actions = actions.reshape(len(self._envs), -1)
+        observations = out.next_observations.reshape(len(self._envs), -1)
+        rewards, terminations = out.rewards.reshape(-1), out.terminations.reshape(-1)
         if self._outcome is None:
 
             def step(i: int) -> None:
-                observed[i], rewarded[i], terminated[i], _, _ = self._envs[i].step(actions[i])
+                observations[i], rewards[i], terminations[i], _, _ = self._envs[i].step(actions[i])
 
             self._each(step)
             return
@@ -140,7 +111,7 @@ class MujocoVectorEnv(VectorEnv):
             mj_step(envs[i].model, envs[i].data, frame_skip)
 
         self._each(simulate)
-        observed[:], rewarded[:], terminated[:] = self._outcome(envs[0], self._gather, before, actions)
+        observations[:], rewards[:], terminations[:] = self._outcome(envs[0], self._gather, before, actions)
 
     def _each(self, advance: Callable[[int], None]) -> None:
         """Calls `advance(i)` for the environments of all runs not parked; a run in which it raises is parked."""
@@ -209,15 +180,9 @@ def _forward_reward(env: Any, before: Array, qpos: Array) -> Array:
 
 
 def _half_cheetah(env: Any, gather: Gather, before: Array, actions: Array) -> Outcome:
-    qpos = gather("qpos")
+    qpos, skipped = gather("qpos"), env.observation_structure["skipped_qpos"]
     rewards = _forward_reward(env, before, qpos) - _control_cost(env, actions)
-    return np.concatenate((qpos[:, 1:], gather("qvel")), 1), rewards, False
-
-
-def _swimmer(env: Any, gather: Gather, before: Array, actions: Array) -> Outcome:
-    qpos = gather("qpos")
-    rewards = _forward_reward(env, before, qpos) - _control_cost(env, actions)
-    return np.concatenate((qpos[:, 2:], gather("qvel")), 1), rewards, False
+    return np.concatenate((qpos[:, skipped:], gather("qvel")), 1), rewards, False
 
 
 def _walker2d(env: Any, gather: Gather, before: Array, actions: Array) -> Outcome:
@@ -261,7 +226,7 @@ def _inverted_double_pendulum(env: Any, gather: Gather, before: Array, actions: 
 
 OUTCOMES: dict[str, Callable[[Any, Gather, Array, Array], Outcome]] = {
     "HalfCheetah-v5": _half_cheetah,
-    "Swimmer-v5": _swimmer,
+    "Swimmer-v5": _half_cheetah,
     "Hopper-v5": _walker2d,
     "Walker2d-v5": _walker2d,
     "Reacher-v5": _reacher,

@@ -1,7 +1,7 @@
 """Environments [R, N]: R runs of N environments each, and the bookkeeping every family of tasks shares.
 
 Time limits, automatic reset, episode statistics, parking and saving live here, once. A family fills in how its
-environments start, advance and are saved (the four methods at the end of `VectorEnv`).
+environments are seeded, restarted, advanced and saved (the methods at the end of `VectorEnv`).
 
 An environment's randomness comes from its run's seed and its own index n alone, so a run's environments never depend on
 R, on the run's position or on the other runs.
@@ -103,30 +103,33 @@ class VectorEnv:
         if not self._ready:
             raise RuntimeError("step came before the first reset: call reset(seeds) or load_state first.")
         actions = self._checked(actions)
-        successors = np.empty_like(self._observations)
-        rewards = np.zeros(self._returns.shape)
-        terminations = np.zeros(self._returns.shape, bool)
-        self._advance(actions, successors, rewards, terminations)
-        if self._some_parked:  # also undoes what the first environments did of a run that failed just now
-            successors[self.parked] = self._observations[self.parked]
-            rewards[self.parked], terminations[self.parked] = 0.0, False
-
+        shape = self._returns.shape
+        out = Step(
+            np.empty_like(self._observations),
+            np.zeros(shape),
+            np.empty_like(self._observations),
+            np.zeros(shape, bool),
+            np.empty(shape, bool),
+        )
+        self._advance(actions, out)
         self.env_steps += self.num_envs
         self._elapsed += ~self.parked[:, None] if self._some_parked else 1
-        self._returns += rewards
-        truncations = self._elapsed >= self.max_episode_steps
-        if self._some_parked:
-            truncations[self.parked] = False
-        observations = successors.copy()
-        ended = (terminations | truncations).ravel().nonzero()[0]
+        np.greater_equal(self._elapsed, self.max_episode_steps, out=out.truncations)
+        if self._some_parked:  # also undoes what the first environments did of a run that failed just now
+            out.next_observations[self.parked] = self._observations[self.parked]
+            out.rewards[self.parked] = 0.0
+            out.terminations[self.parked] = out.truncations[self.parked] = False
+        self._returns += out.rewards
+        out.observations[:] = out.next_observations
+        ended = (out.terminations | out.truncations).ravel().nonzero()[0]
         if ended.size:
             returns, elapsed = self._returns.reshape(-1), self._elapsed.reshape(-1)
             finished = zip(ended.tolist(), returns[ended].tolist(), elapsed[ended].tolist(), strict=True)
             self._episodes += [Episode(i // self.num_envs, self.env_steps, total, n) for i, total, n in finished]
             returns[ended], elapsed[ended] = 0.0, 0
-            self._restart(ended, observations)
-        self._observations[:] = observations
-        return Step(observations, rewards, successors, terminations, truncations)
+            self._restart(ended, out.observations)
+        self._observations[:] = out.observations
+        return out
 
     def random_actions(self, stream: np.random.Generator, *leading: int) -> NDArray[Any]:
         """Actions uniform over the set or the box, [*leading] or [*leading, *action_shape]."""
@@ -193,14 +196,9 @@ class VectorEnv:
         """Resets the environments r * N + n in `indices`, in that order; writes their rows of `observations`."""
         raise NotImplementedError
 
-    def _advance(
-        self,
-        actions: NDArray[Any],
-        successors: NDArray[np.float32],
-        rewards: NDArray[np.float64],
-        terminations: NDArray[np.bool_],
-    ) -> None:
-        """Steps all environments of runs that are not parked and writes their rows; other rows do not matter."""
+    def _advance(self, actions: NDArray[Any], out: Step) -> None:
+        """Steps the environments of runs that are not parked: writes their `next_observations`, `rewards` (now 0) and
+        `terminations` (now False) into `out`; rows of parked runs do not matter."""
         raise NotImplementedError
 
     def _save(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from suites.vector import VectorEnv, environment_seed
+from suites.vector import Step, VectorEnv, environment_seed
 
 END, RAISE, JAM = 3, 4, 5  # actions: terminate, raise in this step, raise in the next reset
 
@@ -36,13 +36,7 @@ class Counter(VectorEnv):
                 self.count[run, n] = self.count[run, n] // 100 * 100 + 100
                 observations[run, n] = self.count[run, n]
 
-    def _advance(
-        self,
-        actions: NDArray[Any],
-        successors: NDArray[np.float32],
-        rewards: NDArray[np.float64],
-        terminations: NDArray[np.bool_],
-    ) -> None:
+    def _advance(self, actions: NDArray[Any], out: Step) -> None:
         for run, n in np.ndindex(actions.shape):
             if self.parked[run]:
                 continue
@@ -51,8 +45,8 @@ class Counter(VectorEnv):
                 continue
             self.jammed[run, n] |= actions[run, n] == JAM
             self.count[run, n] += 1
-            successors[run, n], rewards[run, n] = self.count[run, n], actions[run, n]
-            terminations[run, n] = actions[run, n] == END
+            out.next_observations[run, n], out.rewards[run, n] = self.count[run, n], actions[run, n]
+            out.terminations[run, n] = actions[run, n] == END
 
     def _save(self) -> dict[str, Any]:
         return {"count": self.count.copy(), "jammed": self.jammed.copy()}
@@ -78,9 +72,9 @@ class Box(Counter):
         self.jammed = np.zeros((num_runs, num_envs), bool)
         self.given: NDArray[Any] = np.zeros(0)
 
-    def _advance(self, actions: NDArray[Any], *outputs: Any) -> None:
+    def _advance(self, actions: NDArray[Any], out: Step) -> None:
         self.given = actions
-        super()._advance(np.zeros(actions.shape[:2]), *outputs)
+        super()._advance(np.zeros(actions.shape[:2]), out)
 
 
 def started(num_runs: int = 2, num_envs: int = 2, **kwargs: Any) -> Counter:

@@ -84,6 +84,8 @@ def style() -> Any:  # a dict of matplotlib settings, which matplotlib types by 
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draws in the one style, and leaves matplotlib's settings as they were."""
+
     @functools.wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Figure:
         with matplotlib.rc_context(style()):
@@ -93,6 +95,8 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 class Look(NamedTuple):
+    """How one label's lines are drawn."""
+
     colour: tuple[float, float, float]
     dash: Any
     hue: str  # the family's colour, for figures whose rows are named on the axis
@@ -104,6 +108,7 @@ def family(label: str) -> str:
 
 
 def families(labels: Iterable[str]) -> dict[str, list[str]]:
+    """family -> its labels, in order of appearance."""
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault(family(label), []).append(label)
@@ -136,6 +141,7 @@ def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
             partial = path.with_name(f".{path.name}.{os.getpid()}.part")
             metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
             figure.savefig(partial, format=kind, metadata=metadata)
+            figure.set_layout_engine("none")  # keep the layout of the first: both alike, and half the work
             os.replace(partial, path)
             paths[kind] = path
     return paths
@@ -146,7 +152,7 @@ def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
 
 def _figure(width: float, height: float, title: str, caption: str, header: float = 0.0) -> Figure:
     """An empty figure: `height` inches of panels between title (and `header` inches for a legend) and caption."""
-    columns = int(width * 17.5)  # characters of 7.5 pt text that fit
+    columns = int(width * 18)  # characters of 7.5 pt text that fit
     lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, columns)]
     above, below = 0.34 + header, 0.10 + 0.145 * len(lines)
     total = above + height + below
@@ -198,6 +204,35 @@ def _line(axes: Axes, rows: pd.DataFrame, x: str, look: Look) -> None:
         axes.fill_between(rows[x], low, high, color=look.colour, alpha=0.16, linewidth=0, zorder=2)
 
 
+def _limits(values: Any, pad: float = 0.05, reach: float = 1.0) -> tuple[float, float]:
+    """An axis range that a few far-off values cannot squeeze: at most `reach` times the middle's width to either side.
+
+    What lies outside has to be marked by the figure (`_beyond`), so that it is not lost silently.
+    """
+    known = np.asarray(values, dtype=float).ravel()
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return 0.0, 1.0
+    low, high = np.quantile(known, [0.12, 0.95])
+    span = (high - low) or abs(high) or 1.0
+    low, high = max(known.min(), low - reach * span), min(known.max(), high + reach * span)
+    pad *= (high - low) or 1.0
+    return float(low - pad), float(high + pad)
+
+
+def _beyond(axes: Axes, y: float, value: float, colour: Any) -> bool:
+    """Marks, at the edge, a row whose value lies outside of the horizontal range."""
+    left, right = axes.get_xlim()
+    if left <= value <= right:
+        return False
+    low = value < left
+    text = f"◀ {value:.3g}".replace("-", "−") if low else f"{value:.3g} ▶"
+    axes.annotate(text, (0.0 if low else 1.0, y), va="center",
+                  xycoords=("axes fraction", "data"), xytext=(2 if low else -2, 0), textcoords="offset points",
+                  ha="left" if low else "right", fontsize=8.0, color=colour, zorder=6)  # fmt: skip
+    return True
+
+
 def _handles(labels: Sequence[str], look: Mapping[str, Look]) -> list[Line2D]:
     return [Line2D([], [], color=look[k].colour, linestyle=look[k].dash, linewidth=2.2) for k in labels]
 
@@ -210,8 +245,10 @@ def _panel_legend(axes: Axes, labels: Sequence[str], look: Mapping[str, Look], c
 
 
 def _forest(axes: Axes, heights: Any, rows: pd.DataFrame, colours: Sequence[Any]) -> None:
-    """Points with their intervals as rounded bars, one row each."""
+    """Points with their intervals as rounded bars, one row each; the range of the axis has to be set before."""
     for y, row, colour in zip(heights, rows.itertuples(), colours, strict=True):
+        if not np.isfinite(row.estimate) or _beyond(axes, y, row.estimate, colour):
+            continue
         axes.plot([row.low, row.high], [y, y], color=colour, alpha=0.36, linewidth=5.0, zorder=2)
         axes.plot(row.estimate, y, "o", color=colour, markersize=5.4, markeredgecolor="white", markeredgewidth=0.7)
 
@@ -269,6 +306,14 @@ def learning_curves(
             else:
                 axes.plot(rows_of["env_steps"], rows_of["estimate"], color=FAINT, linewidth=0.7, alpha=0.8, zorder=1)
         _step_axis(axes, float(here["env_steps"].max()))
+        bottom, top = _limits(here[["estimate", "low", "high"]])
+        axes.set_ylim(bottom, top)
+        for label in members:
+            ends = here[here["label"] == label]["estimate"].tail(1)
+            if len(ends) and ends.iloc[0] < bottom:
+                text = f"▼ to {_count(ends.iloc[0])}".replace("-", "−")
+                axes.annotate(text, (1.0, 0.0), xycoords="axes fraction", ha="right", xytext=(-2, 3),
+                              textcoords="offset points", fontsize=7.8, color=look[label].colour)  # fmt: skip
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(_count))
         last = number + columns >= len(flat)
@@ -307,6 +352,7 @@ def intervals(
     heights = np.arange(len(labels))[::-1]
     for axes, metric in zip(grid, metrics, strict=True):
         rows = aggregates[aggregates["metric"] == metric].set_index("label").reindex(labels)
+        axes.set_xlim(_limits(rows[["estimate", "low", "high"]], reach=5.0))
         _forest(axes, heights, rows, [look[label].hue for label in labels])
         axes.set_title(metric)
         axes.set_xlabel("← lower is better" if "gap" in metric.lower() else "higher is better →", fontsize=7.8)
@@ -393,9 +439,9 @@ def improvement(table: pd.DataFrame, caption: str, title: str = "Probability of 
     heights = np.arange(len(table))[::-1]
     settled = [HUES[0] if row.low > 0.5 else HUES[1] if row.high < 0.5 else MUTED for row in table.itertuples()]
     axes.axvline(0.5, color=MUTED, linewidth=1.0, zorder=1)
+    axes.set_xlim(0, 1)
     _forest(axes, heights, table, settled)
     axes.set_yticks(heights, [f"{x}  >  {y}" for x, y in zip(table["x"], table["y"], strict=True)])
-    axes.set_xlim(0, 1)
     axes.set_ylim(-0.6, len(table) - 0.4)
     _rows_on_the_left(axes)
     axes.set_xlabel("P(X > Y)      blue: X is better · orange: Y is better · grey: cannot tell", fontsize=8.2)
@@ -442,7 +488,8 @@ def published(
     """`table` (label, group, estimate, low, high, published, verdict): ours and its interval on the published value.
 
     `margin`, in units of the axis, draws the zone in which ours would count as reproduced. Rows stand in the order of
-    the table, those of one `group` together. A NaN estimate is a row that has no runs yet.
+    the table, those of one `group` together. A NaN estimate is a row that has no runs yet. Optional columns `paper` and
+    `ours` are texts for the two columns of numbers, where the axis shows something else (differences, say).
     """
     groups = list(dict.fromkeys(table["group"]))
     steps = [0.0 if n == 0 else 1.0 if g == table["group"].iloc[n - 1] else 1.35 for n, g in enumerate(table["group"])]
@@ -450,12 +497,12 @@ def published(
     figure = _figure(WIDTH, 0.30 * (2.2 - heights[-1]) + 0.45, title, caption, header=0.28)
     axes = figure.subplots()
     everything = table[["estimate", "low", "high", "published"]].to_numpy(dtype=float)
-    left, right = np.nanmin(everything), np.nanmax(everything)
-    if zero is not None:
-        left, right = min(0.0, left), max(0.0, right)
-    pad = 0.05 * ((right - left) or 1.0)
-    left, right = left - pad - (margin or 0.0) / 2, right + pad + (margin or 0.0) / 2
-    axes.set_xlim(left, right)
+    paper = table["published"].to_numpy(dtype=float)
+    needed = np.r_[paper - (margin or 0.0), paper + (margin or 0.0), 0.0 if zero is not None else paper[0]]
+    left, right = _limits(everything)
+    reach = max(needed.max() - needed.min(), 0.6)
+    left, right = max(left, needed.min() - reach), min(right, needed.max() + reach)
+    axes.set_xlim(min(left, needed.min() - 0.03 * reach), max(right, needed.max() + 0.03 * reach))
     axes.set_ylim(heights[-1] - 0.7, 0.7)
     for place, group in enumerate(groups):  # quiet stripes keep the groups apart
         inside = heights[(table["group"] == group).to_numpy()]
@@ -477,8 +524,9 @@ def published(
         axes.annotate(
             name, (1.0, 1.0), xycoords="axes fraction", xytext=(x, 4), ha=side_of, fontsize=7.8, color=MUTED, **side
         )
+    texts = table[["paper", "ours"]].assign(**{"": ""}) if "ours" in table else None
     digits = 2 if np.nanmax(np.abs(everything)) < 10 else 0
-    for height, row in zip(heights, table.itertuples(), strict=True):
+    for place, (height, row) in enumerate(zip(heights, table.itertuples(), strict=True)):
         hue = look[row.group].hue
         if margin is not None:
             zone = (row.published - margin, height - 0.33), 2 * margin, 0.66
@@ -487,8 +535,10 @@ def published(
         cells = {"paper": f"{row.published:.{digits}f}", "": "no runs yet"}
         if not np.isnan(row.estimate):
             axes.plot([row.low, row.high], [height, height], color=hue, alpha=0.5, linewidth=5.5, zorder=3)
-            axes.plot(row.estimate, height, "o", color=hue, markersize=6.4, markeredgecolor="white", zorder=5)
-            cells |= {"ours": f"{row.estimate:.{digits}f}", "": f"[{row.low:.{digits}f}, {row.high:.{digits}f}]"}
+            if not _beyond(axes, height, row.estimate, hue):
+                axes.plot(row.estimate, height, "o", color=hue, markersize=6.4, markeredgecolor="white", zorder=5)
+            interval_text = f"[{row.low:.{digits}f}, {row.high:.{digits}f}]"
+            cells |= {"ours": f"{row.estimate:.{digits}f}", "": interval_text} if texts is None else texts.iloc[place]
         sign, tint = VERDICTS.get(str(row.verdict), ("", MUTED))
         cells["verdict"] = f"{sign} {row.verdict}"
         for name, text in cells.items():

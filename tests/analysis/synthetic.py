@@ -57,10 +57,11 @@ def manifest(experiment: str, task: str, variant: str, seed: int, steps: int, st
         "variant": variant, "preset": "paper", "seed": seed, "steps": steps,
         "config": {"learning_rate": 3e-4, "num_steps": 2048, "num_epochs": 10, "gamma": 0.99},
         "config_digest": f"{zlib.crc32(variant.encode()):08x}", "group": f"{task}-00", "group_size": 33,
-        "group_index": 0, "status": status, "error": None, "env_steps": steps, "commit": "0123456789abcdef0123456789abcdef01234567",
+        "group_index": 0, "status": status, "error": None, "env_steps": steps, "commit": "0123456789abcdef" * 2,
         "dirty": False, "versions": {"python": "3.11.2", "torch": "2.13.0", "gymnasium": "1.4.0", "mujoco": "4.0.0"},
         "machine": {"cpu": "Synthetic CPU", "isa": "avx512", "cores": 2}, "device": "cpu", "precision": "float32",
-        "threads": 1, "fingerprint": {"task": task, "env_kwargs": {}, "digest": f"{zlib.crc32(task.encode()):08x}"},
+        "threads": 1,
+        "fingerprint": {"task": task, "env_kwargs": {}, "digest": f"{zlib.crc32(task.encode()):08x}"},
         "started": "2030-01-01T10:00:00+00:00", "ended": "2030-01-01T10:20:00+00:00", "wall_seconds": 1200.0,
         "cpu_seconds": 60.0, "weights_sha256": "0" * 64,
     } | more  # fmt: skip

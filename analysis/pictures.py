@@ -1,0 +1,213 @@
+"""From an experiment's results to the figures of its report: picks the data, computes bands, names what is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import figures, scores, statistics, verify
+from analysis.load import Results
+from analysis.scores import KEYS
+from analysis.statistics import Interval
+from analysis.tables import AGGREGATES, INTERVAL, REPS, Study, Table, caption, mean_interval, number, span
+
+SYMBOLS = {"epsilon": "ε", "d_targ": "$d_{targ}$", "beta": "β"}  # of ppo_table1.csv
+DECIDES = (
+    "Bar: the interval of the difference from the published value, which decides: inside the margin is reproduced."
+)
+CURVE = "mean return of the last 100 training episodes"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A written figure and the words for it."""
+
+    name: str
+    title: str
+    caption: str
+    svg: Path
+
+
+def draw(this: Study, headline: Table, found: Sequence[verify.Verdict], folder: Path) -> list[Picture]:
+    """Writes every figure for which there is data, in the order of the page."""
+    made: list[Picture] = []
+
+    def add(name: str, title: str, text: str, plot: Callable[..., Any], table: pd.DataFrame, **more: Any) -> None:
+        paths = figures.save(plot(table, text, title=title, **more), folder, name)
+        made.append(Picture(name, title, text, paths["svg"]))
+
+    for name in dict.fromkeys(one.table for one in found):
+        rows = published_rows([one for one in found if one.table == name])
+        more: dict[str, Any] = {"margin": 0.1, "interval": "interval that decides"}
+        if len(rows) and name == "ppo_table1":
+            title = "PPO Table 1: eleven objectives, ours beside the paper's"
+            more["source"] = "Schulman et al. 2017, Table 1"
+            add(name, title, caption(this, DECIDES), figures.published, rows, **more)
+        elif len(rows):
+            more |= {"zero": None, "xlabel": "difference from the published mean, in units of (published − random)"}
+            text = caption(this, DECIDES, normalized=False)
+            add(f"published-{name}", f"Ours beside published: {name}", text, figures.published, rows, **more)
+
+    curves = whole_curves(this.results)
+    rows = curve_rows(this, curves)
+    if len(rows):
+        about = f"Line: mean over {span(rows['n'])} seeds of the {CURVE}; band: 95 % bootstrap interval of that mean."
+        text = caption(this, about, normalized=False)
+        add("curves", "Learning curves", text, figures.learning_curves, rows, order=this.order)
+
+    normal = {name: matrix.scores for name, matrix in this.matrices.items() if len(matrix.scores)}
+    if not normal:
+        return made
+    text = caption(this, f"Point: aggregate over runs and tasks; bar: {INTERVAL}.")
+    add("aggregates", "Aggregate normalized score", text, figures.intervals, aggregate_rows(headline), order=this.order)
+    add("ablation", "Normalized score by task", caption(this, "Mean over seeds."), figures.ablation, ablation(this))
+    text = caption(this, f"Band: pointwise {INTERVAL}.")
+    add("profiles", "Performance profiles", text, figures.profiles, profile_rows(normal), order=this.order)
+    rows = efficiency_rows(this, curves)
+    if len(rows):
+        text = caption(
+            this, f"Line: interquartile mean over tasks and seeds of the {CURVE}; band: pointwise {INTERVAL}."
+        )
+        add("efficiency", "Sample efficiency", text, figures.sample_efficiency, rows, order=this.order)
+    if len(normal) > 1:
+        best = baseline(this, normal)
+        about = (
+            f"Chance that a run of {best} scores above one of the other on a task, mean over tasks; bar: {INTERVAL}."
+        )
+        rows = improvement_rows(best, normal)
+        add("improvement", "Probability of improvement", caption(this, about), figures.improvement, rows)
+    return made
+
+
+def band(interval: Interval, **keys: Any) -> pd.DataFrame:
+    """An interval of arrays as rows of a figure's table."""
+    return pd.DataFrame(keys | {"estimate": interval.point, "low": interval.low, "high": interval.high})
+
+
+def stacked(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The parts as one table; an empty one for none."""
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def whole_curves(results: Results) -> pd.DataFrame:
+    """The training curves without gaps: a run that is over keeps its last value; at its start it has its first.
+
+    Column `over` tells the runs that are over from those under way, whose curves end where they are.
+    """
+    curves = results.curves[results.curves["phase"] == "train"].copy()
+    ended = results.runs[results.runs["status"].isin(["finished", "failed", "diverged"])]
+    curves["over"] = pd.MultiIndex.from_frame(curves[KEYS]).isin(pd.MultiIndex.from_frame(ended[KEYS]))
+    curves["value"] = curves.groupby(KEYS, sort=False)["value"].bfill()
+    kept = curves.groupby(KEYS, sort=False)["value"].ffill()
+    curves["value"] = curves["value"].where(~curves["over"], kept)
+    return curves
+
+
+def curve_rows(this: Study, curves: pd.DataFrame) -> pd.DataFrame:
+    """task, label, env_steps, estimate, low, high, n: over the runs that are over, or those under way if none is."""
+    parts = []
+    for (task, algorithm, variant), group in curves.groupby(KEYS[:3], sort=False):
+        group = group[group["over"]] if group["over"].any() else group
+        wide = group.pivot(index="seed", columns="env_steps", values="value").dropna(axis=1)
+        if wide.size:
+            keys = {"task": task, "label": this.labels[algorithm, variant], "env_steps": wide.columns, "n": len(wide)}
+            parts.append(band(mean_interval(wide.to_numpy(float)), **keys))
+    return stacked(parts)
+
+
+def efficiency_rows(this: Study, curves: pd.DataFrame) -> pd.DataFrame:
+    """label, env_steps, estimate, low, high: IQM of the normalized curves over the tasks and the complete seeds.
+
+    Empty where the tasks have different budgets: their curves have no common axis.
+    """
+    assert this.anchors is not None
+    budgets = this.results.runs["steps"].dropna().unique()
+    if len(budgets) != 1:
+        return pd.DataFrame()
+    parts = []
+    for (algorithm, variant), name in this.labels.items():
+        mine = curves[curves["over"] & curves["seed"].isin(this.matrices[name].seeds)]
+        matrix, share = scores.curve_matrix(mine, algorithm, variant, this.tasks)
+        if len(matrix.scores):
+            normal = scores.normalize(matrix.scores, this.tasks, this.anchors)
+            parts.append(
+                band(statistics.sample_efficiency(normal, reps=REPS), label=name, env_steps=share * budgets[0])
+            )
+    return stacked(parts)
+
+
+def aggregate_rows(headline: Table) -> pd.DataFrame:
+    """label, metric, estimate, low, high: the headline table in the figure's form."""
+    parts = []
+    for key, title in AGGREGATES.items():
+        values = headline.data[["setting", key, f"{key}_low", f"{key}_high"]]
+        parts.append(values.set_axis(["label", "estimate", "low", "high"], axis=1).assign(metric=title).dropna())
+    return stacked(parts)
+
+
+def profile_rows(normal: dict[str, np.ndarray]) -> pd.DataFrame:
+    """label, tau, estimate, low, high: from the worst run (at least -1) to the best."""
+    lowest, highest = min(m.min() for m in normal.values()), max(m.max() for m in normal.values())
+    taus = np.linspace(np.clip(lowest, -1.0, 0.0), max(1.0, highest), 101)
+    return stacked(
+        [band(statistics.performance_profile(m, taus, reps=REPS), label=name, tau=taus) for name, m in normal.items()]
+    )
+
+
+def improvement_rows(best: str, normal: dict[str, np.ndarray]) -> pd.DataFrame:
+    """x, y, estimate, low, high: the baseline against every other setting."""
+    parts = []
+    for seed, name in enumerate(name for name in normal if name != best):
+        interval = statistics.improvement_interval(normal[best], normal[name], generator=seed, reps=REPS)
+        parts.append({"x": best, "y": name, "estimate": interval.point, "low": interval.low, "high": interval.high})
+    return pd.DataFrame(parts)
+
+
+def baseline(this: Study, normal: dict[str, np.ndarray]) -> str:
+    """The setting that the others are compared with: the experiment's, else the one with the best mean."""
+    wanted = (this.results.experiment.get("report") or {}).get("baseline")
+    return wanted if wanted in normal else max(normal, key=lambda name: float(normal[name].mean()))
+
+
+def ablation(this: Study) -> pd.DataFrame:
+    """Setting x task: the mean normalized score of the runs that have one; and the mean over tasks."""
+    assert this.anchors is not None
+    table = this.scored.assign(normal=scores.normalize_column(this.scored, this.anchors))
+    means = table.groupby(["algorithm", "variant", "task"])["normal"].mean().unstack("task").reindex(columns=this.tasks)
+    matrix = means.reindex(pd.MultiIndex.from_tuples(this.labels)).set_axis(this.order)
+    return matrix.assign(mean=matrix.mean(axis=1, skipna=False)) if len(this.tasks) > 1 else matrix
+
+
+def published_rows(found: Sequence[verify.Verdict]) -> pd.DataFrame:
+    """Rows of `figures.published`: PPO's Table 1 in its own units, other tables in units of their scale."""
+    names = objective_names() if found[0].table == "ppo_table1" else {}
+    rows = []
+    for one in found:
+        variant = one.subject.split()[-1]
+        if not np.isfinite(one.published) or (names and variant not in names):
+            continue
+        row: dict[str, Any] = {"verdict": one.verdict.lower()}
+        if names:
+            row |= dict(zip(("group", "label"), names[variant], strict=True))
+            row |= {"estimate": one.ours, "low": one.published + one.low, "high": one.published + one.high}
+            row["published"] = one.published
+        else:
+            row |= {"group": one.subject.split(":")[0], "label": one.subject, "published": 0.0}
+            row |= {"estimate": one.difference / one.scale, "low": one.low / one.scale, "high": one.high / one.scale}
+            row |= {"paper": number(one.published), "ours": number(one.ours)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def objective_names() -> dict[str, tuple[str, str]]:
+    """variant -> (objective, name of the row) of PPO's Table 1, with the paper's symbols."""
+    names = {}
+    for row in pd.read_csv(scores.PUBLISHED / "ppo_table1.csv", keep_default_na=False).itertuples():
+        symbol = SYMBOLS.get(row.hyperparameter)
+        names[row.variant] = row.objective, f"{row.objective}, {symbol} = {row.value}" if symbol else row.objective
+    return names

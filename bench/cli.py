@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import itertools
 import json
 import os
+import subprocess
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import FELL_SHORT, ROOT, WRONG_CALL, UserError, import_plugins, near
+from bench import DONE, FELL_SHORT, ROOT, WRONG_CALL, UserError, import_plugins, near
 
 OUT = ROOT / "results" / "runs"
 
@@ -26,23 +28,15 @@ OUT = ROOT / "results" / "runs"
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are `UserError`s, with near names for misspelt options."""
 
-    def __init__(self, *arguments: Any, **keywords: Any):
-        super().__init__(*arguments, allow_abbrev=False, **keywords)
-
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, naming the options nearest to an unknown one."""
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            options = {option for action in self._all_actions() for option in action.option_strings}
+            options = {option for action in self._actions for option in action.option_strings}
             self.error(f"unknown argument {unknown[0]!r}{near(unknown[0].split('=')[0], options)}")
         return found
-
-    def _all_actions(self) -> list[argparse.Action]:
-        below = [parser for action in self._actions if isinstance(action, argparse._SubParsersAction) for parser in action.choices.values()]
-        return self._actions + [action for parser in below for action in parser._actions]
 
 
 def positive(text: str) -> int:
@@ -51,7 +45,7 @@ def positive(text: str) -> int:
         value = float(text.replace("_", ""))
     except ValueError:
         value = 0.0
-    if value < 1 or value != int(value):
+    if not 1 <= value < 2**53 or value != int(value):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(value)
 
@@ -67,100 +61,79 @@ def seed_list(text: str) -> list[int]:
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a positive number of seeds, a range such as 0..9, or a list such as 0,1,7")
+        rule = "must be a positive number of seeds, a range such as 0..9, or a list such as 0,1,7"
+        raise argparse.ArgumentTypeError(f"{text!r} {rule}")
     return seeds
 
 
-def names_list(text: str) -> list[str]:
+def numbers(text: str) -> list[int]:
+    """Positive ints between commas."""
+    return [positive(part) for part in text.split(",")]
+
+
+def words(text: str) -> list[str]:
     """Names between commas."""
     return [name for name in text.split(",") if name]
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a positive number of seconds")
+    return value
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """The results folder."""
+    parser.add_argument("--out", type=Path, default=OUT, help="results folder (default results/runs)")
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that train."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--seeds", type=seed_list, help="5, 0..9 or 0,1,7")
-    parser.add_argument("--steps", type=positive, help="env_steps of every run")
-    parser.add_argument("--workers", type=positive, default=cores, help="worker processes (default: one per core)")
-    parser.add_argument("--group-size", type=positive, default=33, help="most runs trained as one program (default 33)")
-    parser.add_argument("--engine", default="local", help="local")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--out", type=Path, default=OUT, help="results folder (default results/runs)")
-    parser.add_argument("--checkpoint-seconds", type=float, default=45.0, help="seconds of work between checkpoints (default 45)")
-    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files into the run folders")
+    option = parser.add_argument
+    option("--seeds", type=seed_list, help="5 (from 0 on), 0..9 or 0,1,7")
+    option("--steps", type=positive, help="env_steps of every run")
+    option("--workers", type=positive, default=cores, help="worker processes (default: one per core)")
+    option("--group-size", type=positive, default=33, help="most runs trained as one program (default 33)")
+    option("--engine", default="local", help="where the workers run: local")
+    option("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    option("--checkpoint-seconds", type=seconds, default=45.0, help="work between checkpoints (default 45 s)")
+    option("--tensorboard", action="store_true", help="also write TensorBoard event files into the run folders")
+    add_out(parser)
 
 
-def experiment_of(name: str, out: Path, **chosen: Any) -> Any:
-    """An experiment by file, or, for what `train` made, by its results folder."""
-    from bench import plan, store
-
-    made = out / name / "experiment.json"
-    if name not in plan.experiment_names() and not name.endswith(".toml") and made.exists():
-        contents = store.read_json(made)
-        return plan.expand(name, contents["experiment"], str(made), **chosen)
-    return plan.expand(*plan.read(name), **chosen)
-
-
-# ---------------------------------------------------------------------------------------------------------- commands
-def launch(experiment: Any, options: argparse.Namespace) -> int:
-    """Train an experiment with the options of `add_running`."""
-    from bench import launch
-
-    check_device(options.device)
-    return launch.run(
-        experiment, options.out, workers=options.workers, group_size=options.group_size, engine_name=options.engine,
-        device=options.device, checkpoint_seconds=options.checkpoint_seconds, tensorboard=options.tensorboard, command=sys.argv,
-    )  # fmt: skip
-
-
-def check_device(device: str) -> None:
-    """Refuse CUDA where there is none, before anything is written."""
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda was asked for and torch sees no CUDA device; use --device cpu or auto")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Train what is not yet trained of an experiment."""
-    return launch(experiment_of(options.experiment, options.out, seeds=options.seeds, steps=options.steps, tasks=options.tasks), options)
-
-
-def train_main(algorithm: str, arguments: Sequence[str] | None = None) -> int:
-    """`train ALGORITHM ...`, also the last line of an algorithm's file."""
-    return guarded(lambda argv: train(algorithm, argv), sys.argv[1:] if arguments is None else arguments)
-
-
-def train(algorithm: str, arguments: Sequence[str]) -> int:
-    """Train one algorithm: one option per setting; a list of values makes one variant of each."""
+def add_settings(parser: argparse.ArgumentParser, algorithm: str) -> dict[str, Any]:
+    """`--preset`, and one option per field of the algorithm's `Config`. Returns the fields' types."""
     import algorithms
-    from bench import plan
+    from algorithms.common import config
 
     if algorithm not in algorithms.names():
         known = algorithms.names()
         raise UserError(f"unknown algorithm {algorithm!r}{near(algorithm, known)}; there are: {', '.join(known)}")
-    from algorithms.common import config
-
-    parser = Parser(prog=f"run_bench.py train {algorithm}", description=train.__doc__)
-    parser.add_argument("--task", type=names_list, required=True, help="task id, or several between commas")
-    parser.add_argument("--preset", default=None, help=f"one of {', '.join(config.presets(algorithm)) or 'none yet'}")
-    add_running(parser)
     hints = typing.get_type_hints(config.config_class(algorithm))
-    settings = parser.add_argument_group("settings", "one value, or several between commas; sizes as 64x64")
+    parser.add_argument("--preset", help=f"one of {', '.join(config.presets(algorithm)) or 'none yet'}")
+    group = parser.add_argument_group(
+        "settings", "one value, or several between commas for one variant each; sizes as 64x64"
+    )
     for key, kind in hints.items():
-        settings.add_argument(flag(key), dest=f"set_{key}", metavar=getattr(kind, "__name__", "value"))
-    options = parser.parse_args(arguments)
-    chosen = {key: text.split(",") for key in hints if (text := getattr(options, f"set_{key}")) is not None}
-    variants = {}
-    for values in itertools.product(*chosen.values()):
-        pairs = dict(zip(chosen, values, strict=True))
-        label = ",".join(([options.preset] if options.preset else []) + [f"{key}={value}" for key, value in pairs.items()])
-        variants[label or plan.DEFAULT_VARIANT] = {key: parse_value(key, hints[key], text) for key, text in pairs.items()}
-    entry = {"name": algorithm, "variants": variants} | ({"preset": options.preset} if options.preset else {})
-    raw = {"title": f"train {algorithm}", "tasks": options.task, "seeds": options.seeds or [0], "algorithms": [entry]}
-    raw |= {"steps": options.steps} if options.steps else {}
-    return launch(plan.expand(f"train-{algorithm}", raw, "the command line"), options)
+        group.add_argument(flag(key), dest=f"set_{key}", metavar=getattr(kind, "__name__", "value"))
+    return hints
+
+
+def settings_of(options: argparse.Namespace, hints: Mapping[str, Any]) -> list[tuple[list[str], dict[str, Any]]]:
+    """Every combination of the given values: its `key=value` texts, and the settings."""
+    given = {key: text.split(",") for key in hints if (text := getattr(options, f"set_{key}")) is not None}
+    found = []
+    for texts in itertools.product(*given.values()):
+        pairs = dict(zip(given, texts, strict=True))
+        values = {key: parse_value(key, hints[key], text) for key, text in pairs.items()}
+        found.append(([f"{key}={text}" for key, text in pairs.items()], values))
+    return found
 
 
 def flag(key: str) -> str:
@@ -182,13 +155,89 @@ def parse_value(key: str, kind: Any, text: str) -> Any:
     return text
 
 
-def list_names(options: argparse.Namespace) -> int:
+def experiment_of(name: str, out: Path, **chosen: Any) -> Any:
+    """An experiment by its file or, for what `train` made, by its results folder."""
+    from bench import plan, store
+
+    made = out / name / "experiment.json"
+    if name not in plan.experiment_names() and not name.endswith(".toml") and made.exists():
+        return plan.expand(name, store.read_json(made)["experiment"], str(made), **chosen)
+    return plan.expand(*plan.read(name), **chosen)
+
+
+# ---------------------------------------------------------------------------------------------------------- commands
+def launch(experiment: Any, options: argparse.Namespace) -> int:
+    """Train an experiment with the options of `add_running`."""
+    from bench import launch
+
+    if options.device == "cuda":  # refused before anything is written
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda was asked for and torch sees no CUDA device; use --device cpu or auto")
+    keys = ("workers", "group_size", "engine", "device", "checkpoint_seconds", "tensorboard")
+    return launch.run(experiment, options.out, command=sys.argv, **{key: getattr(options, key) for key in keys})
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Train what is not yet trained of an experiment."""
+    parser = Parser(prog="run_bench.py run", description=run.__doc__, allow_abbrev=False)
+    parser.add_argument("experiment", help="a name (`list experiments`), or the path of a .toml file")
+    parser.add_argument("--tasks", type=words, help="only these tasks, between commas")
+    add_running(parser)
+    options = parser.parse_args(arguments)
+    chosen = {key: getattr(options, key) for key in ("seeds", "steps", "tasks")}
+    return launch(experiment_of(options.experiment, options.out, **chosen), options)
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train one algorithm: one option per setting; a list of values makes one variant of each."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError("train needs an algorithm: train ALGORITHM --task T; `list algorithms` shows them")
+    from bench import plan
+
+    algorithm = arguments[0]
+    parser = Parser(prog=f"run_bench.py train {algorithm}", description=train.__doc__, allow_abbrev=False)
+    parser.add_argument("--task", type=words, required=True, help="a task id, or several between commas")
+    add_running(parser)
+    hints = add_settings(parser, algorithm)
+    options = parser.parse_args(arguments[1:])
+    labels = [options.preset] if options.preset else []
+    variants = {
+        ",".join(labels + texts) or plan.DEFAULT_VARIANT: values for texts, values in settings_of(options, hints)
+    }
+    entry = {"name": algorithm, "variants": variants} | ({"preset": options.preset} if options.preset else {})
+    raw = {"title": f"train {algorithm}", "tasks": options.task, "seeds": options.seeds or [0], "algorithms": [entry]}
+    raw |= {"steps": options.steps} if options.steps else {}
+    return launch(plan.expand(f"train-{algorithm}", raw, "the command line"), options)
+
+
+def status(arguments: Sequence[str]) -> int:
+    """What is done, running, failed, diverged, missing; speed and time left."""
+    parser = Parser(prog="run_bench.py status", description=status.__doc__, allow_abbrev=False)
+    parser.add_argument("experiment")
+    parser.add_argument("--json", action="store_true")
+    add_out(parser)
+    options = parser.parse_args(arguments)
+    experiment = experiment_of(options.experiment, options.out)
+    from bench import status as module
+
+    module.show(module.read(experiment, options.out / experiment.name), options.json)
+    return 0
+
+
+def list_names(arguments: Sequence[str]) -> int:
     """What there is: algorithms, suites, experiments, published tables."""
     import tomllib
 
     import algorithms
     import suites
     from bench import plan
+
+    parser = Parser(prog="run_bench.py list", description=list_names.__doc__, allow_abbrev=False)
+    parser.add_argument("what", nargs="?", choices=["algorithms", "suites", "experiments", "published"])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
 
     def summary(name: str) -> str:
         path = Path(algorithms.__file__).parent / f"{name}.py"
@@ -201,13 +250,16 @@ def list_names(options: argparse.Namespace) -> int:
         except ValueError:
             return "not valid TOML"
 
+    def rows(path: Path) -> str:
+        with open(path) as lines:
+            return f"{sum(1 for _ in lines) - 1} rows"
+
+    tables = sorted((ROOT / "results" / "published").glob("*.csv"))
     makers: dict[str, Callable[[], dict[str, str]]] = {
         "algorithms": lambda: {name: summary(name) for name in algorithms.names()},
         "suites": lambda: {name: ", ".join(task.id for task in suites.find_suite(name)) for name in suites.names()},
         "experiments": lambda: {name: title(name) for name in plan.experiment_names()},
-        "published": lambda: {
-            path.stem: f"{sum(1 for _ in open(path)) - 1} rows" for path in sorted((ROOT / "results" / "published").glob("*.csv"))
-        },
+        "published": lambda: {path.stem: rows(path) for path in tables},
     }
     found = {what: maker() for what, maker in makers.items() if options.what in (None, what)}
     if options.json:
@@ -221,50 +273,102 @@ def list_names(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    return guarded(dispatch, sys.argv[1:] if arguments is None else arguments)
+def speed(arguments: Sequence[str]) -> int:
+    """Env steps per second on one core, split into env, act and learn."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError("speed needs an algorithm: speed ALGORITHM --task T --runs 1,10,33")
+    from bench import plan
+
+    algorithm = arguments[0]
+    parser = Parser(prog=f"run_bench.py speed {algorithm}", description=speed.__doc__, allow_abbrev=False)
+    parser.add_argument("--task", required=True)
+    parser.add_argument(
+        "--runs", type=numbers, default=[1, 10, 33], help="numbers of runs in a group (default 1,10,33)"
+    )
+    parser.add_argument("--against", choices=["sb3"], help="measure this beside it, in turns")
+    parser.add_argument("--seconds", type=seconds, default=4.0, help="of one turn (default 4)")
+    parser.add_argument("--repetitions", type=positive, default=5, help="turns of each (default 5)")
+    parser.add_argument("--json", action="store_true")
+    hints = add_settings(parser, algorithm)
+    options = parser.parse_args(arguments[1:])
+    every = settings_of(options, hints)
+    if len(every) > 1:
+        raise UserError("speed measures one setting at a time; give each option one value")
+    order = {
+        key: getattr(options, key) for key in ("task", "runs", "preset", "against", "seconds", "repetitions", "json")
+    }
+    order |= {"algorithm": algorithm, "overrides": every[0][1]}
+    with_values(lambda: plan.check_supported(algorithm, options.task))
+    done = subprocess.run([sys.executable, "-m", "bench.speed", json.dumps(order)], cwd=ROOT)
+    return 0 if done.returncode == DONE else FELL_SHORT
 
 
-def guarded(command: Callable[[list[str]], int], arguments: Sequence[str]) -> int:
+def with_values(call: Callable[[], Any]) -> Any:
+    """Turn a `ValueError`, which suites and algorithms raise for unknown names, into a `UserError`."""
+    try:
+        return call()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def analysis_command(name: str) -> Callable[[Sequence[str]], int]:
+    """A command that analysis/ answers."""
+
+    def command(arguments: Sequence[str]) -> int:
+        code: int = importlib.import_module(f"analysis.{name}").main(list(arguments))
+        return code
+
+    return command
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "list": (list_names, "list [algorithms|suites|experiments|published] [--json]: what there is"),
+    "train": (train, "train ALGORITHM --task T --seeds 0..9 --steps N [--SETTING A,B]: one algorithm"),
+    "run": (run, "run EXPERIMENT: train what is not yet trained of an experiment"),
+    "status": (status, "status EXPERIMENT: what is done, running, failed, diverged, missing; time left"),
+    "report": (analysis_command("report"), "report EXPERIMENT: tables, figures and one HTML page"),
+    "verify": (analysis_command("verify"), "verify [EXPERIMENT|all]: published against measured"),
+    "speed": (speed, "speed ALGORITHM --task T --runs 1,10,33 [--against sb3]: env steps per second"),
+}
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run the command that the first argument names."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("Touchstone: reference algorithms, benchmark sweeps, verdicts.\n\npython run_bench.py COMMAND ...")
+        print("\n".join(f"  {text}" for _, text in COMMANDS.values()))
+        print("Every command has --help, and --debug for the traceback behind an error.")
+        return 0 if arguments else WRONG_CALL
+    if arguments[0] not in COMMANDS:
+        raise UserError(
+            f"unknown command {arguments[0]!r}{near(arguments[0], COMMANDS)}; there are: {', '.join(COMMANDS)}"
+        )
+    return COMMANDS[arguments[0]][0](arguments[1:])
+
+
+def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Turn what a user can cause into one message and an exit code. `--debug` shows the traceback as well."""
-    debug = "--debug" in arguments
     try:
         import_plugins()
         return command([argument for argument in arguments if argument != "--debug"])
+    except BrokenPipeError:  # the reader of our output is gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UserError, OSError) as error:
-        if debug:
+        if "--debug" in arguments:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return error.code if isinstance(error, UserError) else FELL_SHORT
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return FELL_SHORT
-    except BrokenPipeError:
-        return 0
 
 
-def dispatch(arguments: list[str]) -> int:
-    """Parse the command line and run its command."""
-    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
-        return train(arguments[1], arguments[2:])
-    parser = Parser(prog="run_bench.py", description="Touchstone: reference algorithms, benchmark sweeps, verdicts.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+def train_main(algorithm: str) -> NoReturn:
+    """`train ALGORITHM ...`: the last line of an algorithm's file."""
+    sys.exit(guarded(train, [algorithm, *sys.argv[1:]]))
 
-    def add(name: str, function: Callable[[argparse.Namespace], int]) -> Any:
-        command = commands.add_parser(name, help=(function.__doc__ or "").partition("\n")[0], description=function.__doc__)
-        command.set_defaults(function=function)
-        return command
 
-    command = add("list", list_names)
-    command.add_argument("what", nargs="?", choices=["algorithms", "suites", "experiments", "published"])
-    command.add_argument("--json", action="store_true")
-    command = commands.add_parser("train", help="train one algorithm: train ALGORITHM --task T --seeds 0..9 --steps N [--SETTING VALUE]")
-    command.add_argument("algorithm", help="train ALGORITHM --help shows its settings")
-    command = add("run", run)
-    command.add_argument("experiment", help="a name (list experiments), or the path of a .toml file")
-    command.add_argument("--tasks", type=names_list, help="only these tasks, between commas")
-    add_running(command)
-    options = parser.parse_args(arguments)
-    code: int = options.function(options)
-    return code
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    return guarded(dispatch, sys.argv[1:] if arguments is None else arguments)

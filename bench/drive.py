@@ -32,7 +32,17 @@ from bench import CRASHED, DISK_FULL, DONE, REFUSED, STOPPED, UserError, import_
 from bench.plan import Run, base_manifest  # noqa: E402
 
 PROGRESS_SECONDS = 1.0
-REMEMBERED = ("env_steps", "evaluations", "status", "errors", "ended_at", "wall_seconds", "cpu_seconds", "started", "sessions")
+REMEMBERED = (
+    "env_steps",
+    "evaluations",
+    "status",
+    "errors",
+    "ended_at",
+    "wall_seconds",
+    "cpu_seconds",
+    "started",
+    "sessions",
+)
 
 
 def train(folder: Path, should_stop: Callable[[], bool] = lambda: False) -> int:
@@ -58,7 +68,9 @@ class Driver:
         self.steps, self.seeds = first.steps, [run.seed for run in self.runs]
         cfg = config.stack([config.load_config(run.algorithm, None, run.config) for run in self.runs])
         self.envs = suites.make(first.task, len(self.runs), getattr(cfg, "num_envs", 1))
-        self.agent = algorithms.load(first.algorithm).Agent(cfg, self.envs, self.seeds, settings["device"].split(" ")[0])
+        self.agent = algorithms.load(first.algorithm).Agent(
+            cfg, self.envs, self.seeds, settings["device"].split(" ")[0]
+        )
         self.evaluation = plan.get("evaluation")
 
         # What the driver itself has to remember; all of it is in the checkpoint.
@@ -145,7 +157,11 @@ class Driver:
 
     def _evaluate(self) -> None:
         """Evaluate at every crossing of the period, on environments and streams of its own."""
-        due = self.env_steps // self.evaluation["period"] if self.env_steps < self.steps else -(-self.steps // self.evaluation["period"])
+        due = (
+            self.env_steps // self.evaluation["period"]
+            if self.env_steps < self.steps
+            else -(-self.steps // self.evaluation["period"])
+        )
         if due <= self.evaluations:
             return
         self.evaluations = due
@@ -207,7 +223,9 @@ class Driver:
         self.episodes[index].close()
         store.write_table(directory)
         weights = self.agent.parameters_of(index)
-        store.save_tensors(directory / store.POLICY, weights, {"task": self.runs[index].task, "algorithm": self.runs[index].algorithm})
+        store.save_tensors(
+            directory / store.POLICY, weights, {"task": self.runs[index].task, "algorithm": self.runs[index].algorithm}
+        )
         self._write_manifest(index, weights_sha256=store.weights_hash(weights))
 
     def _board(self, directory: Path) -> Any:

@@ -56,7 +56,7 @@ class Job:
 
 
 class Engine(Protocol):
-    """Where workers run. The job function is `python -m bench.drive FOLDER` everywhere: it may be killed and repeated."""
+    """Where workers run. A job is `python -m bench.drive FOLDER` everywhere: it may be killed and repeated."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[None]:
         """Run the jobs, keeping their `state` and `reason`; yields several times a second while anything goes on."""
@@ -140,7 +140,7 @@ class LocalEngine:
         return True
 
 
-def engine(name: str, workers: int) -> Engine:
+def find_engine(name: str, workers: int) -> Engine:
     """The engine of that name."""
     if name == "local":
         return LocalEngine(workers)
@@ -159,7 +159,7 @@ def last_line(path: Path) -> str:
 
 # ------------------------------------------------------------------------------------------------------ an experiment
 def results_folder(out: Path, experiment: str) -> Path:
-    """Where an experiment's results are; made when it is not there. Refuses places that are not ours or not writable."""
+    """Where an experiment's results are, made if missing. Refuses places that are not ours or not writable."""
     root = out / experiment
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def run(
     *,
     workers: int,
     group_size: int,
-    engine_name: str = "local",
+    engine: str = "local",
     device: str = "auto",
     checkpoint_seconds: float = 45.0,
     tensorboard: bool = False,
@@ -191,20 +191,23 @@ def run(
     """Train what is not yet trained of an experiment. Returns the exit code."""
     import suites
 
-    chosen = engine(engine_name, workers)
+    chosen = find_engine(engine, workers)
     experiment = plan.resolve(experiment)
     root = results_folder(out, experiment.name)
-    with store.locked(root / ".lock", str(os.getpid())):
+    with store.locked(root / ".lock", str(os.getpid()), wait=1.0):
         tasks = dict.fromkeys(run.task for run in experiment.runs)
         fingerprints = {task: suites.fingerprint(task) for task in tasks}
         kinds = {task: suites.find_task(task).kind for task in tasks}
-        groups, ended = plan.outstanding(experiment, root, fingerprints, group_size=group_size, workers=workers, kinds=kinds)
+        groups, ended = plan.outstanding(
+            experiment, root, fingerprints, group_size=group_size, workers=workers, kinds=kinds
+        )
         store.write_json(root / "experiment.json", {
             "name": experiment.name, "source": experiment.source, "experiment": experiment.raw, "command": list(command),
             "runs": [run.path for run in experiment.runs],
         })  # fmt: skip
-        print(f"{experiment.name}: {len(experiment.runs)} runs, {len(ended)} have ended; {sum(len(g.runs) for g in groups)} to train "
-              f"in {len(groups)} groups on {workers} workers, into {root}", flush=True)  # fmt: skip
+        print(f"{experiment.name}: {len(ended)} of {len(experiment.runs)} runs have ended; "
+              f"to train: {sum(len(group.runs) for group in groups)} (groups: {len(groups)}, workers: {workers}) into {root}",
+              flush=True)  # fmt: skip
         jobs = []
         for group in groups:
             folder = root / ".groups" / group.id
@@ -270,7 +273,10 @@ def conclude(experiment: plan.Experiment, root: Path, jobs: Sequence[Job], stopp
         if job.state == "failed" and job.reason != FULL:
             print(f"error: group {job.folder.name} ({job.runs} runs): {job.reason}", file=sys.stderr)
     if any(job.reason == FULL for job in jobs):
-        print(f"error: {FULL} ({root}); free some space, then the same command goes on from the last checkpoints", file=sys.stderr)
+        print(
+            f"error: {FULL} ({root}); free some space, then the same command goes on from the last checkpoints",
+            file=sys.stderr,
+        )
     elif stopped:
         print("stopped; the same command goes on from the last checkpoints")
     well = counts[store.FINISHED] == len(manifests) and not any(job.state == "failed" for job in jobs)
@@ -293,7 +299,12 @@ class Display:
         if sys.stdout.isatty() and self.jobs:
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self.bar = Progress(TextColumn("{task.percentage:3.0f} %"), BarColumn(), TextColumn("{task.description}"), refresh_per_second=4)
+            self.bar = Progress(
+                TextColumn("{task.percentage:3.0f} %"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                refresh_per_second=4,
+            )
             self.task = self.bar.add_task("starting", total=sum(job.runs * job.steps for job in self.jobs))
             self.bar.start()
         return self
@@ -304,7 +315,9 @@ class Display:
             self.bar.stop()
 
     def _steps(self) -> int:
-        return sum(job.runs * (job.steps if job.state == "done" else min(job.env_steps, job.steps)) for job in self.jobs)
+        return sum(
+            job.runs * (job.steps if job.state == "done" else min(job.env_steps, job.steps)) for job in self.jobs
+        )
 
     def update(self, last: bool = False) -> None:
         """Read the workers' progress and show it, once a second at most."""

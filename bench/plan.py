@@ -8,6 +8,7 @@ bitwise), so groups are cut to fit the machine, and a resumed experiment may be 
 from __future__ import annotations
 
 import heapq
+import itertools
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -65,7 +66,10 @@ class Group:
     def id(self) -> str:
         """A name that follows from the members."""
         first = self.runs[0]
-        return self.adopted or f"{first.task}-{first.algorithm}-{store.digest([[r.path, r.steps, r.config] for r in self.runs])[:8]}"
+        return (
+            self.adopted
+            or f"{first.task}-{first.algorithm}-{store.digest([[r.path, r.steps, r.config] for r in self.runs])[:8]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ def expand(
     def wrong(key: str, rule: str) -> UserError:
         return UserError(f"{source}: {key} {rule}")
 
-    def check(table: Mapping[str, Any], shape: Mapping[str, tuple[type, ...]], where: str, needed: Sequence[str] = ()) -> None:
+    def check(
+        table: Mapping[str, Any], shape: Mapping[str, tuple[type, ...]], where: str, needed: Sequence[str] = ()
+    ) -> None:
         for key, value in table.items():
             if key not in shape:
                 raise wrong(f"{where}{key}", f"is no key of an experiment{near(key, shape)}; known: {', '.join(shape)}")
@@ -140,7 +146,7 @@ def expand(
         if "suite" in raw:
             ids = [task.id for task in suites.find_suite(raw["suite"])]
             if isinstance(listed, list) or not set(listed) <= set(ids):
-                raise wrong("tasks", "beside suite must be tables [tasks.\"<id>\"] for tasks of that suite")
+                raise wrong("tasks", 'beside suite must be tables [tasks."<id>"] for tasks of that suite')
         else:
             ids = list(listed)
         if not ids:
@@ -148,7 +154,9 @@ def expand(
         if not all(isinstance(task, str) for task in ids):
             raise wrong("tasks", f"is {ids!r}; it must be a list of task ids")
         for task in ids:
-            budgets[task] = steps or special.get(task, {}).get("steps") or raw.get("steps") or suites.find_task(task).steps
+            budgets[task] = (
+                steps or special.get(task, {}).get("steps") or raw.get("steps") or suites.find_task(task).steps
+            )
             suites.find_task(task)
         for task in tasks or ():
             suites.find_task(task)
@@ -171,7 +179,10 @@ def expand(
         check(entry, ALGORITHM, where, ["name"])
         if entry["name"] not in algorithms.names():
             known = algorithms.names()
-            raise wrong(f"{where}name", f"is {entry['name']!r}, no known algorithm{near(entry['name'], known)}; known: {', '.join(known)}")
+            raise wrong(
+                f"{where}name",
+                f"is {entry['name']!r}, no known algorithm{near(entry['name'], known)}; known: {', '.join(known)}",
+            )
         for variant, changes in entry.get("variants", {DEFAULT_VARIANT: {}}).items():
             if not isinstance(changes, dict):
                 raise wrong(f"{where}variants.{variant}", f"is {changes!r}; it must be a table of settings")
@@ -183,7 +194,11 @@ def expand(
                 for task in tasks or ids
                 for seed in dict.fromkeys(seeds)
             ]
-    twice = {run.path for run in runs if sum(other.path == run.path for other in runs) > 1} if len({r.path for r in runs}) < len(runs) else set()
+    twice = (
+        {run.path for run in runs if sum(other.path == run.path for other in runs) > 1}
+        if len({r.path for r in runs}) < len(runs)
+        else set()
+    )
     if twice:
         raise wrong("algorithms", f"names {min(twice)} twice; give the entries different variants")
     if "evaluation" in raw:
@@ -233,33 +248,33 @@ def cost(runs: Sequence[Run], kinds: Mapping[str, str]) -> float:
 
 
 def cut(runs: Iterable[Run], group_size: int, workers: int, kinds: Mapping[str, str]) -> list[Group]:
-    """Cut runs into groups of at most `group_size`, longest first, into more groups where that ends sooner."""
-    shared: dict[tuple[str, str, int, str], list[Run]] = {}
+    """Cut runs into groups, longest first, of at most `group_size` runs or fewer where that ends sooner."""
+    batches: dict[tuple[str, str, int, str], list[Run]] = {}
     for run in runs:
-        shared.setdefault((run.algorithm, run.task, run.steps, run.structure), []).append(run)
-    pieces = [-(-len(members) // group_size) for members in shared.values()]
+        batches.setdefault((run.algorithm, run.task, run.steps, run.structure), []).append(run)
 
-    def split(pieces: Sequence[int]) -> list[list[Run]]:
+    def into(size: int) -> list[list[Run]]:
+        """Groups of `size` runs at most, those of a batch as equal as they can be."""
         groups = []
-        for members, count in zip(shared.values(), pieces, strict=True):
-            edges = [len(members) * index // count for index in range(count + 1)]
-            groups += [members[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+        for batch in batches.values():
+            count = -(-len(batch) // size)
+            edges = [len(batch) * index // count for index in range(count + 1)]
+            groups += [batch[begin:end] for begin, end in itertools.pairwise(edges)]
         return sorted(groups, key=lambda group: -cost(group, kinds))
 
-    def end(pieces: Sequence[int]) -> float:
+    def seconds(groups: Iterable[Sequence[Run]]) -> float:
         """When the last worker is done if each takes the next longest group as soon as it is free."""
         free = [0.0] * workers
-        for group in split(pieces):
+        for group in groups:
             heapq.heapreplace(free, free[0] + cost(group, kinds))
         return max(free)
 
-    while True:  # cut one batch once more, as long as the end comes at least 3 % sooner
-        choices = [[*pieces[:i], n, *pieces[i + 1 :]] for i, members in enumerate(shared.values())
-                   for n in range(pieces[i] + 1, min(pieces[i] + workers, len(members)) + 1)]  # fmt: skip
-        best = min(choices, key=end, default=pieces)
-        if end(best) > 0.97 * end(pieces):
-            return [Group(tuple(group)) for group in split(pieces)]
-        pieces = best
+    best = into(group_size)
+    for size in range(group_size - 1, 0, -1):
+        groups = into(size)
+        if seconds(groups) < 0.97 * seconds(best):  # smaller groups cost more in all: only for a clear gain
+            best = groups
+    return [Group(tuple(group)) for group in best]
 
 
 # --------------------------------------------------------------------------------------------------- what is on disk
@@ -297,7 +312,11 @@ def outstanding(
     """The groups still to be trained, and the runs that have ended. Unfinished groups on disk are gone on with."""
     wanted = {run.path: run for run in experiment.runs}
     manifests = {path: compare(root / path, run, fingerprints) for path, run in wanted.items()}
-    ended = {path for path, manifest in manifests.items() if manifest and manifest["status"] in (store.FINISHED, store.DIVERGED)}
+    ended = {
+        path
+        for path, manifest in manifests.items()
+        if manifest and manifest["status"] in (store.FINISHED, store.DIVERGED)
+    }
     adopted: list[Group] = []
     taken: set[str] = set()
     for plan in sorted((root / ".groups").glob(f"*/{store.PLAN}")):
@@ -316,7 +335,9 @@ def outstanding(
     return groups, [wanted[path] for path in wanted if path in ended]
 
 
-def write_plan(experiment: Experiment, group: Group, folder: Path, fingerprint: Mapping[str, Any], **settings: Any) -> None:
+def write_plan(
+    experiment: Experiment, group: Group, folder: Path, fingerprint: Mapping[str, Any], **settings: Any
+) -> None:
     """Write down what a worker needs to train a group."""
     plan = {"experiment": experiment.name, "suite": experiment.suite, "evaluation": experiment.evaluation,
             "runs": [asdict(run) for run in group.runs], "fingerprint": fingerprint, **settings}  # fmt: skip

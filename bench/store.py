@@ -62,7 +62,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path} is not readable ({error}); delete {path.parent} to train it anew", FELL_SHORT) from None
+        raise UserError(
+            f"{path} is not readable ({error}); delete {path.parent} to train it anew", FELL_SHORT
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; delete {path.parent} to train it anew", FELL_SHORT)
     return value
@@ -120,10 +122,14 @@ def locked(path: Path, holder: str, wait: float = 0.0) -> Iterator[None]:
 def lock_holder(path: Path) -> str | None:
     """Who holds a lock, or None when nobody does."""
     try:
-        with locked(path, ""):
-            return None
-    except UserError:
-        return path.read_text().strip() or "unknown"
+        with open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return None
+            except BlockingIOError:
+                return file.read().strip() or "unknown"
+    except FileNotFoundError:
+        return None
 
 
 # ---------------------------------------------------------------------------------------------------------- episodes
@@ -228,7 +234,11 @@ def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping
     for name, array in arrays.items():
         data = np.asarray(array, order="C")
         view = memoryview(data.reshape(-1).view(np.uint8))
-        header[name] = {"dtype": DTYPES[data.dtype.name], "shape": list(data.shape), "data_offsets": [offset, offset + data.nbytes]}
+        header[name] = {
+            "dtype": DTYPES[data.dtype.name],
+            "shape": list(data.shape),
+            "data_offsets": [offset, offset + data.nbytes],
+        }
         offset += data.nbytes
         checksum = zlib.crc32(view, checksum)
         parts.append(view)
@@ -275,7 +285,9 @@ def pack(value: Any, arrays: dict[str, np.ndarray], name: str = "") -> Any:
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: pack(item, arrays, f"{name}.{key}") for key, item in value.items()}
-        return {"$dict": [[pack(key, arrays, name), pack(item, arrays, f"{name}.{key}")] for key, item in value.items()]}
+        return {
+            "$dict": [[pack(key, arrays, name), pack(item, arrays, f"{name}.{key}")] for key, item in value.items()]
+        }
     kind = "$array"
     if isinstance(value, np.generic):
         kind, value = "$scalar", np.asarray(value)
@@ -331,7 +343,9 @@ def load_checkpoint(path: Path) -> Any:
             raise ValueError(f"its schema is {metadata.get('schema')}, this program reads {SCHEMA}")
         return unpack(json.loads(metadata["skeleton"]), arrays)
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Delete {path.parent} to train its runs from the start", FELL_SHORT) from None
+        raise UserError(
+            f"{path} cannot be read: {error}. Delete {path.parent} to train its runs from the start", FELL_SHORT
+        ) from None
 
 
 # -------------------------------------------------------------------------------------------------------- provenance

@@ -19,6 +19,7 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.fixture
 def wait_for() -> Callable[[Callable[[], Any]], Any]:
     """Poll until something is true; fail after half a minute."""
+
     def wait(condition: Callable[[], Any]) -> Any:
         for _ in range(600):
             if found := condition():

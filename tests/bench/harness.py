@@ -64,7 +64,10 @@ class Bench:
     def manifests(self, name: str = "exp") -> dict[str, Any]:
         """Path -> manifest of every run."""
         root = self.out / name
-        return {str(path.parent.relative_to(root)): json.loads(path.read_text()) for path in sorted(root.glob("*/*/*/manifest.json"))}
+        return {
+            str(path.parent.relative_to(root)): json.loads(path.read_text())
+            for path in sorted(root.glob("*/*/*/manifest.json"))
+        }
 
     def results(self, name: str = "exp") -> dict[str, Any]:
         """What must not depend on how the runs came about: tables without wall seconds, hashes, status."""
@@ -73,7 +76,9 @@ class Bench:
                 manifest["status"],
                 manifest["env_steps"],
                 manifest["weights_sha256"],
-                pyarrow.parquet.read_table(self.out / name / path / "episodes.parquet").drop_columns(["wall_seconds"]).to_pydict(),
+                pyarrow.parquet.read_table(self.out / name / path / "episodes.parquet")
+                .drop_columns(["wall_seconds"])
+                .to_pydict(),
             )
             for path, manifest in self.manifests(name).items()
         }

@@ -38,7 +38,18 @@ def test_killed_ten_times(bench: Bench, wait_for: Callable[[Callable[[], Any]], 
 
     bench.out = bench.place / "killed"
     rng = random.Random(7)
-    command = ["run", path, "--out", str(bench.out), "--workers", "4", "--checkpoint-seconds", "0.2", "--group-size", "3"]
+    command = [
+        "run",
+        path,
+        "--out",
+        str(bench.out),
+        "--workers",
+        "4",
+        "--checkpoint-seconds",
+        "0.2",
+        "--group-size",
+        "3",
+    ]
     for instant in range(10):
         begun = time.time()
         process = bench.start(*command)
@@ -55,7 +66,11 @@ def test_killed_ten_times(bench: Bench, wait_for: Callable[[Callable[[], Any]], 
     code, output = bench.run(path)
     assert code == 0, output
     assert bench.results() == undisturbed
-    starts = {(manifest["group"], session["env_steps"]) for manifest in bench.manifests().values() for session in manifest["sessions"]}
+    starts = {
+        (manifest["group"], session["env_steps"])
+        for manifest in bench.manifests().values()
+        for session in manifest["sessions"]
+    }
     assert len([steps for _, steps in starts if steps]) >= 5  # workers went on from checkpoints that often
 
 

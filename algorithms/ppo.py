@@ -180,8 +180,10 @@ class Agent:
         )
         old_log_std = None if self.discrete else self.parameters["log_std"].detach().clone()
         active = np.ones(self.num_runs, bool)
-        for _ in range(self.cfg.num_epochs):
-            for minibatch in self._minibatches(batch):
+        # Drawn for all passes: where runs stop early, how many draws one makes must not depend on its company.
+        orders = [self.streams.permutation("minibatches", self.steps_per_iteration) for _ in range(self.cfg.num_epochs)]
+        for order in orders:
+            for minibatch in self._minibatches(batch, order):
                 approx_kl = self._gradient(minibatch, old_log_std)
                 self.optimizer.step(learning_rate, self.cfg.max_grad_norm, active)
             if np.isfinite(self.cfg.target_kl).any():
@@ -266,11 +268,11 @@ class Agent:
         chunks = observations.split(CHUNK, 1)
         return torch.cat([network(self.parameters, chunk.contiguous()) for chunk in chunks], 1)
 
-    def _minibatches(self, batch: Batch) -> Iterator[Batch]:
-        """One pass in an order of each run's own; entries [R, B, ...]."""
+    def _minibatches(self, batch: Batch, order: np.ndarray) -> Iterator[Batch]:
+        """One pass in each run's own order [R, T*N]; entries [R, B, ...]."""
         runs, samples, size = self.num_runs, self.steps_per_iteration, self.cfg.batch_size
-        order = self.streams.draw("minibatches", lambda rng: rng.permutation(samples)) + samples * np.arange(runs)[:, None]
-        index = torch.from_numpy(order.reshape(runs, -1, size).swapaxes(0, 1).reshape(-1)).to(self.device)
+        rows = order + samples * np.arange(runs)[:, None]
+        index = torch.from_numpy(rows.reshape(runs, -1, size).swapaxes(0, 1).reshape(-1)).to(self.device)
         fields = [
             field.reshape(runs * samples, *field.shape[2:]).index_select(0, index).view(-1, runs, size, *field.shape[2:])
             for field in batch

@@ -26,8 +26,8 @@ class Gaussian(NamedTuple):
         return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self) -> Tensor:
-        """log std + 1/2 log(2 pi e)."""
-        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1).expand(self.mean.shape[:-1])
+        """log std + 1/2 log(2 pi e). Contiguous: a mean over an expanded axis would depend on the number of runs."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1).expand(self.mean.shape[:-1]).contiguous()
 
     def kl(self, other: Gaussian) -> Tensor:
         """KL(self || other) = log(s2 / s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2."""

@@ -71,7 +71,7 @@ class Parameters:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
-        return {"flat": self.flat.cpu().numpy()}
+        return {"flat": self.flat.cpu().numpy().copy()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state()` was taken."""

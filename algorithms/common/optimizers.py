@@ -87,8 +87,8 @@ class Adam:
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
         return {
-            "first_moment": self.first_moment.cpu().numpy(),
-            "second_moment": self.second_moment.cpu().numpy(),
+            "first_moment": self.first_moment.cpu().numpy().copy(),
+            "second_moment": self.second_moment.cpu().numpy().copy(),
             "steps": self.steps,
         }
 

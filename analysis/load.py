@@ -8,7 +8,8 @@ episodes.jsonl while running). A reference folder `results/reference/<experiment
     manifests.jsonl  what every run was made with; the first line holds what all runs share
     experiment.json  the experiment's contents, its runs and the command; experiment.toml its file, where there is one
 
-`load(folder)` reads either; `find(name)` looks for one by the experiment's name; `ship` makes the second from the first.
+`load(folder)` reads either; `find(name)` looks for one by the experiment's name; `ship` makes the latter from
+the former.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ DEFAULT_STATISTIC = "final_100_training_episodes"
 COLUMNS = ["env_steps", "episode_return", "episode_length", "phase"]
 # of a manifest, into the run table; the rest is reached through `manifests`
 FIELDS = ["preset", "steps", "env_steps", "status", "error", "wall_seconds", "cpu_seconds", "commit", "dirty", "device",
-          "precision", "threads", "config_digest", "group", "group_size", "started", "ended", "weights_sha256"]  # fmt: skip
+          "precision", "threads", "config_digest", "group", "group_size", "started", "ended",
+          "weights_sha256"]  # fmt: skip
 FACTS = [*FIELDS, "machine", "fingerprint"]
 
 
@@ -53,10 +55,10 @@ class Results:
 
     experiment: the resolved experiment (name, title, tasks, steps, seeds, algorithms, score, command, ...).
     runs: one row per planned run, in planned order: task, algorithm, variant, seed, status (finished, failed, diverged,
-        running, missing), score (by the experiment's statistic; NaN where running or missing), a column per statistic of
-        `scores.STATISTICS`, train_episodes (fewer than 100 make a thin score), env_steps, steps (the budget), and of the
-        manifest: preset, error, wall_seconds, cpu_seconds, commit, dirty, device, precision, threads, config_digest,
-        fingerprint (digest), group, group_size, started, ended, weights_sha256, machine (cpu and isa).
+        running, missing), score (by the experiment's statistic; NaN where running or missing), a column per statistic
+        of `scores.STATISTICS`, train_episodes (fewer than 100 make a thin score), env_steps, steps (the budget), and of
+        the manifest: preset, error, wall_seconds, cpu_seconds, commit, dirty, device, precision, threads,
+        config_digest, fingerprint (digest), group, group_size, started, ended, weights_sha256, machine (cpu and isa).
     curves: task, algorithm, variant, seed, phase (train, eval), env_steps, value. train: mean return of the last 100
         training episodes finished by each of the 50 points of the common grid (NaN where none is; a failed or diverged
         run keeps its last value); eval: mean return of
@@ -73,10 +75,12 @@ class Results:
 
     @property
     def name(self) -> str:
+        """The experiment's name."""
         return str(self.experiment.get("name") or self.path.name)
 
     @property
     def tasks(self) -> list[str]:
+        """Tasks in planned order."""
         return list(dict.fromkeys(self.runs["task"]))
 
 
@@ -112,7 +116,7 @@ def load(folder: Path | str, statistic: str | None = None) -> Results:
 
 
 def planned(experiment: dict[str, Any]) -> list[tuple[str, str, str, int]]:
-    """The runs that an experiment asks for, (task, algorithm, variant, seed): as listed in `runs`, else every combination."""
+    """The runs asked for, (task, algorithm, variant, seed): as listed in `runs`, else every combination."""
     if "runs" in experiment:
         return [_key_of(path) for path in experiment["runs"]]
     seeds = experiment.get("seeds", [])
@@ -155,7 +159,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_episodes(folder: Path, steps: int) -> Episodes | None:
-    """One run's episodes, from episodes.parquet or else episodes.jsonl (its torn last line dropped); None if neither."""
+    """One run's episodes, from episodes.parquet or episodes.jsonl (its torn last line dropped); None if neither."""
     whole, growing = folder / "episodes.parquet", folder / "episodes.jsonl"
     if whole.is_file():
         try:
@@ -164,8 +168,8 @@ def read_episodes(folder: Path, steps: int) -> Episodes | None:
             train = _is_train(table.column("phase").combine_chunks())
         except (pa.ArrowException, KeyError, OSError) as error:
             raise ResultsError(
-                f"{whole}: not a readable table of episodes ({_first_line(error)}); remove {folder} and run the experiment again: "
-                "the same command makes this run anew and keeps the others"
+                f"{whole}: not a readable table of episodes ({_first_line(error)}); remove {folder} and run the "
+                "experiment again: the same command makes this run anew and keeps the others"
             ) from None
     elif growing.is_file():
         rows = list(_json_lines(growing))
@@ -174,7 +178,9 @@ def read_episodes(folder: Path, steps: int) -> Episodes | None:
     else:
         return None
     env_steps, episode_return, episode_length = columns
-    return Episodes(env_steps.astype(np.int64), episode_return.astype(np.float64), episode_length.astype(np.int64), train, steps)
+    return Episodes(
+        env_steps.astype(np.int64), episode_return.astype(np.float64), episode_length.astype(np.int64), train, steps
+    )
 
 
 def _is_train(phase: pa.Array) -> np.ndarray:
@@ -201,7 +207,8 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             if number == len(lines):  # no newline after it: the writer was stopped in the middle
                 return
             raise ResultsError(
-                f"{path}, line {number}: not a row of episodes ({error}); remove {path.parent} and run the experiment again"
+                f"{path}, line {number}: not a row of episodes ({error}); remove {path.parent} and run the "
+                "experiment again"
             ) from None
         yield row
 
@@ -217,10 +224,14 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], np.ndarray, tuple[np.ndarra
     manifest = read_manifest(folder / "manifest.json")
     episodes = read_episodes(folder, int(manifest["steps"]))
     if episodes is None and manifest["status"] == "finished":
-        raise ResultsError(f"{folder}: a finished run without episodes.parquet; remove the folder and run the experiment again")
+        raise ResultsError(
+            f"{folder}: a finished run without episodes.parquet; remove the folder and run the experiment again"
+        )
     row = _facts(manifest)
     if tuple(str(row[key]) for key in KEYS) != tuple(str(part) for part in _key_of("/".join(folder.parts[-3:]))):
-        raise ResultsError(f"{folder}: its manifest is that of another run; remove the folder and run the experiment again")
+        raise ResultsError(
+            f"{folder}: its manifest is that of another run; remove the folder and run the experiment again"
+        )
     if episodes is None:
         nothing = np.empty(0)
         return row | {"train_episodes": 0}, np.full(POINTS, np.nan), (nothing.astype(np.int64), nothing)
@@ -251,16 +262,31 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
         try:
             shared, *lines = [json.loads(line) for line in shipped.read_text().splitlines()]
         except (ValueError, OSError) as error:
-            raise ResultsError(f"{shipped}: not readable ({error}); restore it from the repository or ship the runs again") from None
+            raise ResultsError(
+                f"{shipped}: not readable ({error}); restore it from the repository or ship the runs again"
+            ) from None
         return [
-            shared["common"] | line | {name: shared[name][line[name]] for name in ("config", "fingerprint") if name in line}
+            shared["common"]
+            | line
+            | {name: shared[name][line[name]] for name in ("config", "fingerprint") if name in line}
             for line in lines
         ]
     return [read_manifest(path / "manifest.json") for path in run_folders(folder)]
 
 
+def config_of(results: Results, algorithm: str, variant: str) -> dict[str, Any]:
+    """The resolved configuration of a setting's runs, from one of their manifests; {} if there is none."""
+    if results.shipped:
+        every = manifests(results.path)
+    else:
+        suffix = algorithm if variant == "default" else f"{algorithm}+{variant}"
+        every = [read_manifest(path) for path in sorted(results.path.glob(f"*/{suffix}/*/manifest.json"))[:1]]
+    mine = (m.get("config") or {} for m in every if (m["algorithm"], m["variant"]) == (algorithm, variant))
+    return next(mine, {})
+
+
 def _read_experiment(folder: Path) -> dict[str, Any]:
-    """The experiment's file with what the launch added (name, runs, command), from experiment.json; {"name"} without it."""
+    """The experiment with what the launch added (name, runs, command), from experiment.json; {"name"} without it."""
     path = folder / "experiment.json"
     if not path.is_file():
         return {"name": folder.name}
@@ -301,7 +327,7 @@ def _load_tree(folder: Path, statistic: str | None) -> Results:
 
 
 def _long_curves(read: list[tuple], stand_in: dict[tuple, float]) -> pd.DataFrame:
-    """The curves of all runs in one long table; see `Results.curves`. stand_in: key -> score, for runs without an episode."""
+    """All curves in one long table, see `Results.curves`; stand_in: key -> score, for failed runs without episodes."""
     parts: list[tuple[dict[str, Any], str, np.ndarray, np.ndarray]] = []
     for row, values, (where, evaluations) in read:
         if row["status"] in ("failed", "diverged"):
@@ -311,7 +337,9 @@ def _long_curves(read: list[tuple], stand_in: dict[tuple, float]) -> pd.DataFram
         if len(where):
             parts.append((row, "eval", where, evaluations))
     counts = [len(where) for _, _, where, _ in parts]
-    columns: dict[str, Any] = {key: np.repeat(np.array([row[key] for row, *_ in parts], dtype=object), counts) for key in KEYS}
+    columns: dict[str, Any] = {
+        key: np.repeat(np.array([row[key] for row, *_ in parts], dtype=object), counts) for key in KEYS
+    }
     columns["phase"] = np.repeat(np.array([phase for _, phase, _, _ in parts], dtype=object), counts)
     columns["env_steps"] = np.concatenate([where for *_, where, _ in parts]) if parts else np.empty(0, np.int64)
     columns["value"] = np.concatenate([values for *_, values in parts]) if parts else np.empty(0)
@@ -333,7 +361,8 @@ def _one_fingerprint(table: pd.DataFrame, folder: Path) -> None:
         if len(digests) > 1:
             raise ResultsError(
                 f"{folder}: the runs of {task} were made on {len(digests)} different environments (fingerprints "
-                f"{', '.join(sorted(digests))}); keep them in separate result folders, or remove the older ones and run again"
+                f"{', '.join(sorted(digests))}); keep them in separate result folders, or remove the older ones "
+                "and run again"
             )
 
 
@@ -356,7 +385,8 @@ def _load_reference(folder: Path, statistic: str | None) -> Results:
         curves = pd.read_csv(curves_path) if curves_path.is_file() else _long_curves([], {})
     except (ValueError, OSError, EOFError, pd.errors.ParserError) as error:
         raise ResultsError(
-            f"{path}: not a readable reference table ({_first_line(error)}); restore the folder from the repository or ship the runs again"
+            f"{path}: not a readable reference table ({_first_line(error)}); restore the folder from the repository "
+            "or ship the runs again"
         ) from None
     return Results(experiment, table, curves, statistic, folder, shipped=True)
 
@@ -373,8 +403,8 @@ def ship(run_tree: Path, reference: Path) -> Path:
     if len(unfinished):
         first = "/".join(str(unfinished.iloc[0][key]) for key in KEYS)
         raise ResultsError(
-            f"{run_tree}: {len(unfinished)} of {len(results.runs)} runs are not over (first: {first}, {unfinished.iloc[0]['status']}); "
-            "run the experiment again with the same command, then ship"
+            f"{run_tree}: {len(unfinished)} of {len(results.runs)} runs are not over (first: {first}, "
+            f"{unfinished.iloc[0]['status']}); run the experiment again with the same command, then ship"
         )
     reference.mkdir(parents=True, exist_ok=True)
     columns = [*KEYS, "env_steps", "score", "status", "statistic", "train_episodes", *STATISTICS]
@@ -403,12 +433,15 @@ def _write(path: Path, write: Any) -> None:
 
 
 def _compact(every: list[dict[str, Any]]) -> list[str]:
-    """First line: {"common": fields equal in all runs, "config": {digest: config}, "fingerprint": {digest: fingerprint}}."""
+    """First line: {"common": fields equal in all runs, "config" and "fingerprint": digest -> value}; then the runs."""
     shared: dict[str, Any] = {"common": {}, "config": {}, "fingerprint": {}}
     lines = []
     for manifest in every:
         line = dict(manifest)
-        for name, digest in (("config", line.get("config_digest")), ("fingerprint", (line.get("fingerprint") or {}).get("digest"))):
+        for name, digest in (
+            ("config", line.get("config_digest")),
+            ("fingerprint", (line.get("fingerprint") or {}).get("digest")),
+        ):
             if name in line and digest:
                 shared[name][digest] = line[name]
                 line[name] = digest
@@ -416,7 +449,9 @@ def _compact(every: list[dict[str, Any]]) -> list[str]:
                 line.pop(name, None)
         lines.append(line)
     for name in lines[0] if lines else []:
-        if name not in ("config", "fingerprint") and all(name in line and line[name] == lines[0][name] for line in lines):
+        if name not in ("config", "fingerprint") and all(
+            name in line and line[name] == lines[0][name] for line in lines
+        ):
             shared["common"][name] = lines[0][name]
     kept = [{name: value for name, value in line.items() if name not in shared["common"]} for line in lines]
     return [json.dumps(entry, sort_keys=True) for entry in (shared, *kept)]
@@ -426,10 +461,14 @@ def ship_main(argv: Sequence[str] | None = None) -> int:
     """`run_bench.py ship EXPERIMENT [--out DIR] [--to DIR]`: exit 0, or 2 with a message."""
     import argparse
 
-    parser = argparse.ArgumentParser(prog="run_bench.py ship", description="turn a finished run tree into a reference folder")
+    parser = argparse.ArgumentParser(
+        prog="run_bench.py ship", description="turn a finished run tree into a reference folder"
+    )
     parser.add_argument("experiment")
     parser.add_argument("--out", type=Path, default=RUNS, help="folder of run trees (default: results/runs)")
-    parser.add_argument("--to", type=Path, default=REFERENCE, help="folder of reference folders (default: results/reference)")
+    parser.add_argument(
+        "--to", type=Path, default=REFERENCE, help="folder of reference folders (default: results/reference)"
+    )
     given = parser.parse_args(argv)
     try:
         written = ship(given.out / given.experiment, given.to / given.experiment)

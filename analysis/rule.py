@@ -185,7 +185,7 @@ def judge_task(
     if len(x) < 2:
         return replace(verdict, note=_join(verdict.note, f"smoke: {len(x)} run"))
     spreads = _sample_stds(published)
-    readings = [_judge(x, published, std, n_stated, looks, verdict) for std in spreads or [None]]
+    readings = [_judge(x, published, std, n_stated, looks, verdict) for std in spreads]
     judged = readings[0]
     if len({reading.verdict for reading in readings}) > 1:
         widest = max(readings, key=lambda reading: reading.high - reading.low)
@@ -201,12 +201,12 @@ def judge_task(
     return judged
 
 
-def _sample_stds(published: Published) -> list[float]:
-    """s_p: one value, two where the kind is unknown, none where there is no spread between seeds."""
+def _sample_stds(published: Published) -> Sequence[float | None]:
+    """s_p: one value, two where the kind is unknown, None where there is no spread between seeds."""
     if len(published.values) >= 2:
         return [float(np.std(published.values, ddof=1))]
     if published.spread is None or not published.n or published.n < 2:
-        return []
+        return [None]
     kinds = [published.kind] if published.kind else ["std", "stderr"]
     return [sample_std(published.spread, kind, published.n) for kind in kinds]
 

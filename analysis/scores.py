@@ -42,7 +42,7 @@ class Episodes:
 
 
 def final_100_training_episodes(episodes: Episodes) -> float:
-    """Mean raw return of the last 100 training episodes (PPO paper, section 6.1); of all, if there are fewer. NaN if none.
+    """Mean raw return of the last 100 training episodes (PPO paper, section 6.1); of all if fewer, NaN if none.
 
     Fewer than 100 are flagged by the column `train_episodes` of the run table.
     """
@@ -51,7 +51,7 @@ def final_100_training_episodes(episodes: Episodes) -> float:
 
 
 def area_under_curve(episodes: Episodes) -> float:
-    """Mean over the common grid of the training curve (`training_curve`): average return while learning. NaN if no episode.
+    """Mean of `training_curve` over the common grid: the average return while learning; NaN if no episode finished.
 
     Grid points before the first finished episode take its value, so that a long first episode is not rewarded; those
     past the end of a run that failed or diverged take its last value.
@@ -132,7 +132,7 @@ def evaluation_curve(episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def max_over_evaluations_of_mean_curve(curves: np.ndarray) -> float:
-    """TD3's statistic: the maximum over time of the mean over seeds, curves [n, C] -> scalar. Optimistic by construction."""
+    """TD3's statistic: the maximum over time of the mean over seeds, curves [n, C] -> scalar. Optimistic by design."""
     return float(np.nanmax(np.mean(curves, axis=0)))
 
 
@@ -173,7 +173,7 @@ def left_out(runs: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Scores [n, E] (or [n, E, C]) of one algorithm and variant; `dropped`: seeds that lack a task and are not in it."""
+    """Scores [n, E] (or [n, E, C]) of one algorithm and variant; `dropped`: seeds that lack a task, not in it."""
 
     scores: np.ndarray
     tasks: list[str]
@@ -215,7 +215,7 @@ def curve_matrix(
 ) -> tuple[Matrix, np.ndarray]:
     """Training curves [n, E, C] of the seeds that have every task, and the grid as shares of the budget [C].
 
-    A point is NaN before a run's first finished episode. Seeds lacking a task, or still running there, are in `dropped`.
+    A point is NaN before a run's first finished episode. Seeds lacking a task, or still running, are in `dropped`.
     """
     mine = curves[(curves["algorithm"] == algorithm) & (curves["variant"] == variant) & (curves["phase"] == phase)]
     mine = mine[mine["task"].isin(list(tasks))]
@@ -284,9 +284,7 @@ def table_anchors(name: str) -> Anchors:
         raise ValueError(
             f"unknown anchors {name!r}; there are atari-noop57, atari-humanstarts57, atari-nature49, mujoco-expert"
         )
-    return Anchors(
-        {str(k): float(v) for k, v in low.items()}, {str(k): float(v) for k, v in high.items()}, rule
-    )
+    return Anchors({str(k): float(v) for k, v in low.items()}, {str(k): float(v) for k, v in high.items()}, rule)
 
 
 def normalize(scores: np.ndarray, tasks: Sequence[str], anchors: Anchors) -> np.ndarray:

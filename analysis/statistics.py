@@ -1,10 +1,10 @@
 """Statistics of score matrices, with stratified bootstrap intervals.
 
-scores are `[n, E]` (runs, tasks) or, in the vectorised functions, `[..., n, E]`. An interval is the percentile interval of
-a stratified bootstrap: runs are drawn with replacement within each task, independently (Agarwal et al. 2021,
-arXiv:2108.13264, section 4.1). Every function that draws takes `generator` (a NumPy Generator, or an int seed to make one)
-and uses it: equal seeds give equal intervals. Scores must be finite; a score that is not is an error of the caller, who
-has `scores.score_matrix` to select complete seeds.
+scores are `[n, E]` (runs, tasks) or, in the vectorised functions, `[..., n, E]`. An interval is the percentile interval
+of a stratified bootstrap: runs are drawn with replacement within each task, independently (Agarwal et al. 2021,
+arXiv:2108.13264, section 4.1). Every function that draws takes `generator` (a NumPy Generator, or an int seed to make
+one) and uses it: equal seeds give equal intervals. Scores must be finite; `scores.score_matrix` selects the seeds
+that are complete.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def iqm(scores: np.ndarray) -> np.ndarray:
 
 
 def optimality_gap(scores: np.ndarray, target: float = 1.0) -> np.ndarray:
-    """target - mean(min(score, target)): how far runs fall short of the target, excess not counted: [..., n, E] -> [...]."""
+    """target - mean(min(score, target)): the shortfall, excess not counted: [..., n, E] -> [...]."""
     return target - np.minimum(scores, target).mean(axis=(-2, -1))
 
 
@@ -105,7 +105,7 @@ def bootstrap(
     reps: int = 2000,
     size: float = 0.95,
 ) -> Interval:
-    """Percentile interval of a vectorised statistic ([..., n, E] -> [...]) of scores [n, E], or of [n, E, C] at each of C."""
+    """Percentile interval of a vectorised statistic ([..., n, E] -> [...]) of scores [n, E] (or [n, E, C], each C)."""
     samples = np.concatenate([statistic(drawn) for drawn in resamples(scores, generator, reps)])
     point = statistic(scores if scores.ndim == 2 else np.moveaxis(scores, -1, 0))
     return Interval(point, *percentiles(samples, size))
@@ -121,7 +121,9 @@ def aggregate_intervals(
     """
     _check(scores)
     if engine == "numpy":
-        found = bootstrap(scores, lambda drawn: np.stack([f(drawn) for f in AGGREGATES.values()], -1), generator, reps, size)
+        found = bootstrap(
+            scores, lambda drawn: np.stack([f(drawn) for f in AGGREGATES.values()], -1), generator, reps, size
+        )
         point, (low, high) = found.point, (found.low, found.high)
     elif engine == "rliable":
         point, (low, high) = rliable_interval(
@@ -182,7 +184,8 @@ def improvement_interval(
     x: np.ndarray, y: np.ndarray, generator: Generator = 0, reps: int = 2000, size: float = 0.95
 ) -> Interval:
     """Probability of improvement of x [n, E] over y [m, E] with its interval; both are resampled, independently."""
-    _check(x), _check(y)
+    _check(x)
+    _check(y)
     rng = np.random.default_rng(generator)
     wins = np.moveaxis(_wins(x, y), -1, 0)  # [E, n, m]
     weights_x = np.swapaxes(resample_weights(len(x), x.shape[1], rng, reps), 0, 1)  # [E, reps, n]
@@ -203,7 +206,7 @@ def performance_profile(
     """
     _check(scores)
     above = (scores.T[:, :, None] > np.asarray(taus)).astype(np.float64)  # [E, n, K]
-    weights = np.swapaxes(resample_weights(*scores.shape, generator, reps), 0, 1)  # [E, reps, n]
+    weights = np.swapaxes(resample_weights(len(scores), scores.shape[1], generator, reps), 0, 1)  # [E, reps, n]
     samples = sum(w @ a for w, a in zip(weights, above, strict=True)) / scores.shape[1]
     return Interval(above.mean(axis=(0, 1)), *percentiles(np.asarray(samples), size))
 
@@ -222,7 +225,7 @@ def sample_efficiency(curves: np.ndarray, generator: Generator = 0, reps: int = 
 
 
 def mean_interval(values: np.ndarray, generator: Generator = 0, reps: int = 2000, size: float = 0.95) -> Interval:
-    """Mean over runs with its bootstrap interval: one task's scores [n] -> floats; curves [n, C] -> arrays [C], NaN kept."""
+    """Mean over runs with its bootstrap interval: one task's scores [n] -> floats; curves [n, C] -> arrays [C]."""
     values = np.asarray(values, dtype=np.float64)
     weights = resample_weights(len(values), 1, generator, reps)[:, 0]  # [reps, n]
     low, high = percentiles(weights @ values, size)
@@ -240,6 +243,8 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _check(scores: np.ndarray) -> None:
     if scores.ndim not in (2, 3) or 0 in scores.shape:
-        raise ValueError(f"scores must be [runs, tasks] or [runs, tasks, checkpoints] and not empty, not {scores.shape}")
+        raise ValueError(
+            f"scores must be [runs, tasks] or [runs, tasks, checkpoints] and not empty, not {scores.shape}"
+        )
     if not np.isfinite(scores).all():
         raise ValueError("scores must be finite; take complete seeds (scores.score_matrix) and check what was left out")

@@ -1,14 +1,32 @@
-"""The claims of the field as data, and their verdicts."""
+"""The claims of the field as data (analysis/claims.toml), and the verdicts on those that an experiment decides.
+
+A claim is `open` until an experiment that decides it has results; then it `holds`, `fails` or is `inconclusive`, always
+with the numbers it rests on. A claim that fails here is a result, and stands beside the claim in the report.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from analysis import load, verify
 from analysis.load import Results
+from analysis.rule import Verdict
+
+FILE = Path(__file__).with_name("claims.toml")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of analysis/claims.toml; status: holds, fails, inconclusive or open (not decided yet)."""
+    """One row of analysis/claims.toml, and what became of it.
+
+    decided_by: how it is put to the test, in words; experiment: whose runs decide it ("": none yet); status: holds,
+    fails, inconclusive or open; evidence: the numbers behind the status.
+    """
 
     id: str
     statement: str
@@ -20,10 +38,41 @@ class Claim:
 
 
 def claims() -> list[Claim]:
-    """Every row of analysis/claims.toml."""
-    raise NotImplementedError
+    """Every row of analysis/claims.toml, as written: all open. Sources are spelled out."""
+    read = tomllib.loads(FILE.read_text())
+    names = read["sources"]
+    rows = [Claim(**row) for row in read["claims"]]
+    return [replace(row, source=re.sub(r"\bL\d\b", lambda match: names[match.group()], row.source)) for row in rows]
 
 
-def evaluate(results: Results) -> list[Claim]:
-    """The claims that this experiment decides, with status and evidence."""
-    raise NotImplementedError
+def evaluate(results: Results, found: Sequence[Verdict] | None = None) -> list[Claim]:
+    """The claims that this experiment decides, with status and evidence; `found`: its verdicts, where known."""
+    mine = [claim for claim in claims() if claim.experiment == results.name and claim.id in DECIDE]
+    if not mine:
+        return []
+    found = verify.verdicts(results) if found is None else found
+    return [DECIDE[claim.id](claim, found) for claim in mine]
+
+
+def status() -> list[Claim]:
+    """Every claim, decided from the shipped results where there are some."""
+    decided = {claim.id: claim for folder in load.references() for claim in evaluate(load.load(folder))}
+    return [decided.get(claim.id, claim) for claim in claims()]
+
+
+def ppo_table1(claim: Claim, found: Sequence[Verdict]) -> Claim:
+    """T1: holds if both statements of the paper's text hold, fails if one fails; rows and order are evidence."""
+    mine = [verdict for verdict in found if verdict.table == "ppo_table1"]
+    statements = {v.subject: v.verdict for v in mine if v.verdict in ("holds", "fails", "inconclusive")}
+    text = [statements.get(name) for name in ("clip 0.2 is best", "no clipping or penalty is below random")]
+    rows = Counter(v.verdict for v in mine if v.subject not in statements)
+    if not statements:
+        return claim
+    status = "fails" if "fails" in text else "holds" if set(text) == {"holds"} else "inconclusive"
+    evidence = [f"{name}: {verdict}" for name, verdict in statements.items()]
+    evidence.append(f"of {rows.total()} rows " + ", ".join(f"{count} {name}" for name, count in rows.most_common()))
+    seeds = min((v.n for v in mine if v.n), default=0)
+    return replace(claim, status=status, evidence="; ".join(evidence) + f"; {seeds} seeds per task and row")
+
+
+DECIDE: dict[str, Callable[[Claim, Sequence[Verdict]], Claim]] = {"T1": ppo_table1}

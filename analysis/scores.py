@@ -269,21 +269,25 @@ def best_anchors(runs: pd.DataFrame, reading: str, random: dict[str, float] | No
     return Anchors({t: known[t] for t in tasks}, {t: float(high[t]) for t in tasks}, READINGS[reading])
 
 
-def table_anchors(name: str) -> Anchors:
-    """Anchors that are data: `atari-noop57`, `atari-humanstarts57`, `atari-nature49` (random = 0, human = 1, from
-    atari_human_random.csv, by game) or `mujoco-expert` (random = 0, expert = 1, analysis/anchors.csv, by task)."""
+def table_anchors(name: str, random: dict[str, float] | None = None) -> Anchors:
+    """Anchors that are data, with their sources in the files.
+
+    `atari-noop57`, `atari-humanstarts57`, `atari-nature49`: random = 0, human = 1, by game (atari_human_random.csv).
+    `mujoco-expert`: our random policy = 0, an expert = 1, by task (analysis/anchors.csv).
+    """
     if name.startswith("atari-"):
-        table = pd.read_csv(PUBLISHED / "atari_human_random.csv")
-        table = table[table["regime"] == name.removeprefix("atari-")].set_index("game")
-        low, high, rule = table["random"], table["human"], f"random = 0, human = 1 ({name.removeprefix('atari-')})"
+        table = pd.read_csv(PUBLISHED / "atari_human_random.csv").set_index("game")
+        table = table[table["regime"] == name.removeprefix("atari-")]
+        low, high, rule = table["random"].to_dict(), table["human"].to_dict(), f"random = 0, human = 1 ({name})"
     else:
-        table = pd.read_csv(Path(__file__).parent / "anchors.csv")
-        table = table[table["anchors"] == name].set_index("task")
-        low, high, rule = table["low"], table["high"], f"random = 0, expert = 1 ({name})"
+        table = pd.read_csv(Path(__file__).parent / "anchors.csv").set_index("task")
+        table = table[table["anchors"] == name]
+        known = random_scores() if random is None else random
+        low = {task: known[task] for task in table.index if task in known}
+        high, rule = table["high"].to_dict(), f"random policy = 0, expert = 1 ({name})"
     if table.empty:
-        raise ValueError(
-            f"unknown anchors {name!r}; there are atari-noop57, atari-humanstarts57, atari-nature49, mujoco-expert"
-        )
+        there = "atari-noop57, atari-humanstarts57, atari-nature49, mujoco-expert"
+        raise ValueError(f"unknown anchors {name!r}; there are {there}")
     return Anchors({str(k): float(v) for k, v in low.items()}, {str(k): float(v) for k, v in high.items()}, rule)
 
 

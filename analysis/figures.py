@@ -484,17 +484,20 @@ def published(
     xlabel: str = "average normalized score",
     source: str = "published",
     interval: str = "95 % interval",
+    first: str = "ours",
+    other: str = "",
 ) -> Figure:
     """`table` (label, group, estimate, low, high, published, verdict): ours and its interval on the published value.
 
     `margin`, in units of the axis, draws the zone in which ours would count as reproduced. Rows stand in the order of
-    the table, those of one `group` together. A NaN estimate is a row that has no runs yet. Optional columns `paper` and
-    `ours` are texts for the two columns of numbers, where the axis shows something else (differences, say).
+    the table, those of one `group` together. A NaN estimate is a row that has no runs yet. Optional columns: `second`,
+    `second_low`, `second_high`: ours by another reading, called `other`, drawn hollow below the first; `paper` and
+    `ours`: texts for the two columns of numbers, where the axis shows something else (differences, say).
     """
     groups = list(dict.fromkeys(table["group"]))
     steps = [0.0 if n == 0 else 1.0 if g == table["group"].iloc[n - 1] else 1.35 for n, g in enumerate(table["group"])]
     heights = -np.cumsum(steps)
-    figure = _figure(WIDTH, 0.30 * (2.2 - heights[-1]) + 0.45, title, caption, header=0.28)
+    figure = _figure(WIDTH, 0.30 * (2.2 - heights[-1]) + 0.45, title, caption, header=0.48 if other else 0.28)
     axes = figure.subplots()
     everything = table[["estimate", "low", "high", "published"]].to_numpy(dtype=float)
     paper = table["published"].to_numpy(dtype=float)
@@ -506,39 +509,38 @@ def published(
     axes.set_ylim(heights[-1] - 0.7, 0.7)
     for place, group in enumerate(groups):  # quiet stripes keep the groups apart
         inside = heights[(table["group"] == group).to_numpy()]
-        if place % 2 == 0:
+        if place % 2 == 0 and len(groups) > 1:
             axes.axhspan(inside.min() - 0.67, inside.max() + 0.67, color="#f6f7f9", linewidth=0, zorder=0)
     if zero is not None:
         axes.axvline(0.0, color=INK, linewidth=1.0, zorder=1)
         axes.annotate(f"{zero} = 0", (0.0, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4), ha="center",
                       textcoords="offset points", fontsize=7.8, color=MUTED)  # fmt: skip
     look = looks(groups)
-    columns: dict[str, tuple[int, Any]] = {
-        "paper": (30, "right"),
-        "ours": (70, "right"),
-        "": (74, "left"),
-        "verdict": (146, "left"),
-    }
+    columns: dict[str, tuple[int, Any]] = {"paper": (34, "right"), "ours": (72, "right"), "verdict": (84, "left")}
     side: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False}
     for name, (x, side_of) in columns.items():
         axes.annotate(
             name, (1.0, 1.0), xycoords="axes fraction", xytext=(x, 4), ha=side_of, fontsize=7.8, color=MUTED, **side
         )
-    texts = table[["paper", "ours"]].assign(**{"": ""}) if "ours" in table else None
     digits = 2 if np.nanmax(np.abs(everything)) < 10 else 0
-    for place, (height, row) in enumerate(zip(heights, table.itertuples(), strict=True)):
+    for height, row in zip(heights, table.itertuples(), strict=True):
         hue = look[row.group].hue
         if margin is not None:
             zone = (row.published - margin, height - 0.33), 2 * margin, 0.66
             axes.add_patch(Rectangle(*zone, facecolor=ZONE, edgecolor="none", zorder=1))
         axes.plot([row.published] * 2, [height - 0.33, height + 0.33], color=INK, linewidth=2.0, solid_capstyle="butt")
-        cells = {"paper": f"{row.published:.{digits}f}", "": "no runs yet"}
+        cells = {"paper": f"{row.published:.{digits}f}", "ours": "–"}
         if not np.isnan(row.estimate):
-            axes.plot([row.low, row.high], [height, height], color=hue, alpha=0.5, linewidth=5.5, zorder=3)
-            if not _beyond(axes, height, row.estimate, hue):
-                axes.plot(row.estimate, height, "o", color=hue, markersize=6.4, markeredgecolor="white", zorder=5)
-            interval_text = f"[{row.low:.{digits}f}, {row.high:.{digits}f}]"
-            cells |= {"ours": f"{row.estimate:.{digits}f}", "": interval_text} if texts is None else texts.iloc[place]
+            up, down = (height + 0.13, height - 0.18) if other else (height, height)
+            axes.plot([row.low, row.high], [up, up], color=hue, alpha=0.5, linewidth=5.5 - bool(other), zorder=3)
+            if not _beyond(axes, up, row.estimate, hue):
+                axes.plot(row.estimate, up, "o", color=hue, markersize=6.2, markeredgecolor="white", zorder=5)
+            if other and axes.get_xlim()[0] < row.second < axes.get_xlim()[1]:
+                axes.plot([row.second_low, row.second_high], [down, down], color=hue, linewidth=1.3, zorder=3)
+                axes.plot(row.second, down, "o", color="white", markersize=4.0, markeredgecolor=hue, zorder=5)
+            cells["ours"] = f"{row.estimate:.{digits}f}"
+        if "ours" in table:
+            cells |= {"paper": row.paper, "ours": row.ours}
         sign, tint = VERDICTS.get(str(row.verdict), ("", MUTED))
         cells["verdict"] = f"{sign} {row.verdict}"
         for name, text in cells.items():
@@ -550,14 +552,16 @@ def published(
     axes.set_xlabel(xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     _rows_on_the_left(axes)
-    handles: list[Any] = [
-        Line2D([], [], color=HUES[0], marker="o", markersize=6.4, markeredgecolor="white", linewidth=0),
-        Line2D([], [], color=HUES[0], linewidth=5.5, alpha=0.5),
-        Line2D([], [], color=INK, marker="|", markersize=11, markeredgewidth=2.0, linewidth=0),
-    ]
-    names = ["ours", interval, source]
+    point, bar = {"marker": "o", "linewidth": 0}, {"linewidth": 5.5, "alpha": 0.5}
+    tick = {"marker": "|", "markersize": 11, "markeredgewidth": 2.0, "linewidth": 0}
+    legend: dict[str, Any] = {
+        first: Line2D([], [], color=HUES[0], markersize=6.2, **point),
+        interval: Line2D([], [], color=HUES[0], **bar),
+        source: Line2D([], [], color=INK, **tick),
+    }
+    if other:
+        legend[other] = Line2D([], [], color="white", markersize=4.0, markeredgecolor=HUES[0], **point)
     if margin is not None:
-        handles.append(Rectangle((0, 0), 1, 1, facecolor=ZONE, edgecolor="none"))
-        names.append(f"margin ±{margin:g}")
-    _head_legend(figure, handles, names, len(names))
+        legend[f"margin ±{margin:g}"] = Rectangle((0, 0), 1, 1, facecolor=ZONE, edgecolor="none")
+    _head_legend(figure, list(legend.values()), list(legend), 3 if other else len(legend))
     return figure

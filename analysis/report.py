@@ -187,17 +187,26 @@ def print_headline(table: Table, this: Study, path: Path) -> None:
 
     console = Console(highlight=False)
     title = f"{this.results.name}: {table.title.lower()}"
-    shown, right = table.shown, tables.numeric(table.shown)
-    wide = shown.apply(lambda column: max(map(len, [*column.astype(str), str(column.name)]))).sum() + 2 * shown.shape[1]
+    shown, right = table.shown.astype(str), tables.numeric(table.shown)
+    heads = {column: re.sub(r" (?=\(|=|gap)", "\n", str(column)) for column in shown}
+
+    def too_wide() -> bool:
+        return sum(max(map(len, [*shown[c], *heads[c].split("\n")])) + 3 for c in shown) > console.width
+
+    if too_wide():  # a narrow terminal gets the interval of the first value only, then fewer columns
+        for column in [column for column in shown if column in right][2:]:
+            shown[column] = shown[column].str.replace(r" \[.*", "", regex=True)
+    while too_wide() and shown.shape[1] > 2:
+        shown = shown.iloc[:, :-1]
+    lacking = table.shown.shape[1] - shown.shape[1]
     rich = Rich(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in shown:
-        rich.add_column(str(column), justify="right" if column in right else "left", no_wrap=column == shown.columns[0])
-    for row in shown.to_numpy():  # on a narrow terminal intervals stand under their values
-        rich.add_row(
-            *(escape(str(value) if wide <= console.width else str(value).replace(" [", "\n[")) for value in row)
-        )
+        rich.add_column(heads[column], justify="right" if column in right else "left", no_wrap=True)
+    for row in shown.to_numpy():
+        rich.add_row(*map(escape, row))
     console.print(rich)
-    console.print(f"[dim]{escape(table.note)}[/dim]")
+    rest = f" {plural(lacking, 'more column')} in the report." if lacking else ""
+    console.print(f"[dim]{escape(table.note + rest)}[/dim]")
     counts = this.results.runs["status"].value_counts()
     console.print("runs: " + ", ".join(f"{counts[s]:,} {s}" for s in load.STATUSES if s in counts), soft_wrap=True)
     console.print(f"report: {path}", soft_wrap=True)

@@ -35,6 +35,7 @@ class Table:
     data: pd.DataFrame
     shown: pd.DataFrame
     note: str = ""
+    remarks: tuple[str, ...] = ()  # on single rows
 
 
 @dataclass
@@ -123,7 +124,7 @@ def study(results: Results) -> Study:
             made.raw = "a single setting has nothing to be normalized against"
         else:
             rows = scored[scored["task"].isin(made.tasks)]
-            first = wanted or "best-setting"
+            first = wanted or "best-run"  # as in `ranking`
             made.anchors = scores.best_anchors(rows, first)
             made.second = scores.best_anchors(rows, next(name for name in scores.READINGS if name != first))
         if made.anchors is not None:
@@ -162,7 +163,7 @@ def caption(this: Study, about: str, normalized: bool = True) -> str:
     parts = [f"{runs_phrase(this)}, {steps_phrase(this.results)}.", about, f"Score of a run: {this.results.statistic}."]
     if normalized and this.anchors is not None:
         parts.append(f"Normalized per task: {this.anchors.rule}.")
-    return " ".join(part for part in parts if part)
+    return " ".join(parts)
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
@@ -231,7 +232,9 @@ def verdict_tables(found: Sequence[verify.Verdict]) -> list[Table]:
     tables = []
     for name in dict.fromkeys(one.table for one in found):
         for statements in (False, True):
-            some = [one for one in found if one.table == name and np.isfinite(one.published) != statements]
+            some = [
+                one for one in found if one.table == name and one.verdict.islower() == statements
+            ]  # as `rule` writes them
             if some:
                 tables.append(statement_table(name, some) if statements else comparison_table(name, some))
     return tables
@@ -246,29 +249,29 @@ def comparison_table(name: str, found: Sequence[verify.Verdict]) -> Table:
         row = {
             "compared": one.subject,
             "verdict": one.verdict.lower(),
+            "leans": one.lean or "–",
             "ours": number(one.ours),
             "published": number(one.published),
             "difference": spanned(one.difference, one.low, one.high),
             "margin": number(one.margin),
+            "shown": f"{one.achieved:.2f} R" if np.isfinite(one.achieved) else "–",
             "n": str(one.n),
-            "published n": "?" if one.n_published is None else str(one.n_published),
+            "paper's n": "?" if one.n_published is None else str(one.n_published),
             "grade": one.grade or "–",
-            "to settle": settle.get(one.blocker, "–") + (f", leans {one.lean}" if one.lean else ""),
+            "to settle": settle.get(one.blocker, "–"),
             "bridge": f"({bridges.index(one.bridge) + 1})" if one.bridge else "–",
-            "note": one.note,
         }
         rows.append(row)
-    shown = pd.DataFrame(rows)
-    if not any(shown["note"]):
-        shown = shown.drop(columns="note")
+    remarks = tuple(f"{one.subject}: {one.note}" for one in found if one.note)
     note = (
         "Equivalence test with a margin of a tenth of the scale: too few seeds end in inconclusive, not in reproduced."
-        " In brackets: the interval of the difference, which decides. Grade: A per-seed data; B mean, spread and n; "
+        " In brackets: the interval of the difference, which decides; shown: the margin it would pass, in units of the "
+        "scale R = |published − random|. Grade: A per-seed data; B mean, spread and n; "
         "C mean only; D read off a plot."
     )
     note += "".join(f" Bridge ({place}): {bridge}." for place, bridge in enumerate(bridges, start=1))
     data = pd.DataFrame([{**vars(one), "extra": json.dumps(one.extra, default=str)} for one in found])
-    return Table(f"verdicts-{name}", f"Against {name}", data, shown, note)
+    return Table(f"verdicts-{slug(name)}", f"Against {name}", data, pd.DataFrame(rows), note, remarks)
 
 
 def statement_table(name: str, found: Sequence[verify.Verdict]) -> Table:
@@ -277,16 +280,16 @@ def statement_table(name: str, found: Sequence[verify.Verdict]) -> Table:
         {
             "statement": [one.subject for one in found],
             "verdict": [one.verdict.lower() for one in found],
-            "evidence": ["; ".join([*([one.note] if one.note else []), *extras(one.extra)]) for one in found],
+            "evidence": [one.note for one in found],
         }
     )
     data = pd.DataFrame([{**vars(one), "extra": json.dumps(one.extra, default=str)} for one in found])
-    return Table(f"statements-{name}", f"What {name} states", data, shown)
+    return Table(f"statements-{slug(name)}", f"What {name} states", data, shown)
 
 
-def extras(values: dict[str, Any]) -> list[str]:
-    """The numbers of a statement, as words."""
-    return [f"{key.replace('_', ' ')} {number(v) if isinstance(v, float) else v}" for key, v in values.items()]
+def slug(name: str) -> str:
+    """A name as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-")
 
 
 def claim_table(found: Sequence[claims.Claim]) -> Table:
@@ -367,7 +370,13 @@ def write_table(table: Table, folder: Path) -> None:
     head = list(table.shown.columns)
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(str(value).replace('|', '/') for value in row)} |" for row in table.shown.to_numpy()]
-    write(folder / f"{table.name}.md", f"**{table.title}**\n\n" + "\n".join(lines) + f"\n\n{table.note}\n")
+    write(
+        folder / f"{table.name}.md",
+        f"**{table.title}**\n\n"
+        + "\n".join(lines)
+        + f"\n\n{table.note}\n"
+        + "".join(f"- {remark}\n" for remark in table.remarks),
+    )
     write(folder / f"{table.name}.csv", table.data.to_csv(index=False, float_format="%.10g"))
 
 

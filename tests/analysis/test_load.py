@@ -1,0 +1,202 @@
+"""Run trees and reference folders read into the same tables; broken files named with their cure."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import make_tree, manifest
+
+from analysis import load, scores
+from analysis.load import ResultsError
+
+TASKS, VARIANTS = ["HalfCheetah-v5", "Reacher-v5"], ["no-clip", "clip-0.2"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return make_tree(tmp_path, "small", TASKS, VARIANTS, seeds=3, steps=100_000, most=300) / "small"
+
+
+def run_folder(tree: Path) -> Path:
+    return tree / "Reacher-v5" / "ppo+clip-0.2" / "1"
+
+
+def plain(table: pd.DataFrame) -> pd.DataFrame:
+    """None and NaN are both "nothing"; integers that met NaN are floats."""
+    return table.astype(object).where(table.notna(), None)
+
+
+def test_one_row_per_planned_run(tree: Path) -> None:
+    results = load.load(tree)
+    assert len(results.runs) == 12 and results.tasks == TASKS
+    assert list(results.runs["variant"].unique()) == VARIANTS  # planned order, not the alphabet's
+    assert (results.runs["status"] == "finished").all() and results.runs["score"].notna().all()
+    assert results.statistic == "final_100_training_episodes" and not results.shipped
+    row = results.runs.iloc[0]
+    assert row["machine"] == "Synthetic CPU avx512" and row["steps"] == 100_000 and row["config_digest"]
+
+
+def test_score_is_the_mean_of_the_last_100_training_episodes(tree: Path) -> None:
+    table = pd.read_parquet(run_folder(tree) / "episodes.parquet")
+    row = load.load(tree).runs.set_index(scores.KEYS).loc[("Reacher-v5", "ppo", "clip-0.2", 1)]
+    assert row["score"] == pytest.approx(table["episode_return"].iloc[-100:].mean(), rel=1e-12)
+
+
+def test_curves_are_on_the_common_grid(tree: Path) -> None:
+    curves = load.load(tree).curves
+    assert len(curves) == 12 * 50 and set(curves["phase"]) == {"train"}
+    mine = curves[(curves.task == "Reacher-v5") & (curves.variant == "clip-0.2") & (curves.seed == 1)]
+    assert mine["env_steps"].tolist() == list(range(2_000, 100_001, 2_000))
+    table = pd.read_parquet(run_folder(tree) / "episodes.parquet")
+    halfway = table[table["env_steps"] <= 50_000]["episode_return"].iloc[-100:].mean()
+    assert mine["value"].iloc[24] == pytest.approx(halfway)
+
+
+def test_troubled_runs_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "random_scores", lambda path=None: {"Reacher-v5": -43.0, "HalfCheetah-v5": -280.0})
+    tree = make_tree(tmp_path, "t", TASKS, VARIANTS, seeds=3, steps=100_000, most=300, troubles=True) / "t"
+    results = load.load(tree)
+    runs = results.runs.set_index("status")
+    assert runs.index.value_counts().to_dict() == {"finished": 8, "failed": 1, "diverged": 1, "running": 1, "missing": 1}
+    assert runs.loc["failed", "score"] == -43.0  # no episode: the random policy's
+    assert runs.loc["diverged", "score"] == runs.loc["diverged", "final_100_training_episodes"]  # its own
+    assert np.isnan(runs.loc["running", "score"]) and np.isnan(runs.loc["missing", "score"])
+    assert set(scores.left_out(results.runs)["status"]) == {"running", "missing"}
+    curves = results.curves.set_index(scores.KEYS)
+    failed = tuple(runs.loc["failed", key] for key in scores.KEYS)
+    assert (curves.loc[[failed], "value"] == -43.0).all()
+    diverged = curves.loc[[tuple(runs.loc["diverged", key] for key in scores.KEYS)], "value"].to_numpy()
+    assert np.isfinite(diverged[-1]) and (diverged[-30:] == diverged[-1]).all()  # holds its last value
+
+
+def test_torn_last_line_is_dropped_and_a_broken_one_before_it_is_not(tmp_path: Path) -> None:
+    good = '{"env_steps": 10, "episode_return": 1.0, "episode_length": 10, "phase": "train", "wall_seconds": 0.1}'
+    path = tmp_path / "episodes.jsonl"
+    for torn in ("", '{"env_st', '{"env_steps": 20}'):
+        path.write_text(f"{good}\n{good}\n{torn}")
+        episodes = load.read_episodes(tmp_path, 100)
+        assert episodes is not None and episodes.env_steps.tolist() == [10, 10]
+    path.write_text(f'{good}\n{{"env_st\n{good}\n')
+    with pytest.raises(ResultsError, match="line 2"):
+        load.read_episodes(tmp_path, 100)
+    path.write_text("")
+    empty = load.read_episodes(tmp_path, 100)
+    assert empty is not None and np.isnan(scores.final_100_training_episodes(empty))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"task": "x"}', "null"])
+def test_corrupt_manifest_names_file_and_cure(tree: Path, content: str) -> None:
+    (run_folder(tree) / "manifest.json").write_text(content)
+    with pytest.raises(ResultsError, match="manifest") as caught:
+        load.load(tree)
+    assert str(run_folder(tree) / "manifest.json") in str(caught.value) and "again" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all"])
+def test_corrupt_parquet_names_file_and_cure(tree: Path, content: bytes) -> None:
+    (run_folder(tree) / "episodes.parquet").write_bytes(content)
+    with pytest.raises(ResultsError, match=r"episodes\.parquet") as caught:
+        load.load(tree)
+    assert "remove" in str(caught.value)
+
+
+def test_half_a_parquet_file_is_corrupt_too(tree: Path) -> None:
+    path = run_folder(tree) / "episodes.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ResultsError, match=r"episodes\.parquet"):
+        load.load(tree)
+
+
+def test_a_finished_run_needs_its_episodes(tree: Path) -> None:
+    (run_folder(tree) / "episodes.parquet").unlink()
+    with pytest.raises(ResultsError, match=r"without episodes\.parquet"):
+        load.load(tree)
+
+
+def test_fingerprints_are_not_mixed(tree: Path) -> None:
+    path = run_folder(tree) / "manifest.json"
+    values = json.loads(path.read_text())
+    values["fingerprint"]["digest"] = "another"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ResultsError, match="fingerprints"):
+        load.load(tree)
+
+
+def test_a_manifest_in_the_wrong_place(tree: Path) -> None:
+    other = tree / "Reacher-v5" / "ppo+clip-0.2" / "0" / "manifest.json"
+    (run_folder(tree) / "manifest.json").write_text(other.read_text())
+    with pytest.raises(ResultsError, match="another run"):
+        load.load(tree)
+
+
+def test_experiment_as_bench_writes_it(tree: Path) -> None:
+    raw = json.loads((tree / "experiment.json").read_text())
+    paths = [f"{task}/ppo+{variant}/{seed}" for task in TASKS for variant in VARIANTS for seed in range(4)]
+    written = {"name": "small", "source": "somewhere.toml", "experiment": raw, "command": ["/a/run_bench.py", "run"], "runs": paths}
+    (tree / "experiment.json").write_text(json.dumps(written))
+    results = load.load(tree)
+    assert len(results.runs) == 16 and (results.runs["status"] == "missing").sum() == 4
+    assert results.experiment["title"] == raw["title"]
+
+
+def test_ship_and_read_back(tree: Path, tmp_path: Path) -> None:
+    raw = json.loads((tree / "experiment.json").read_text())
+    (tree / "experiment.json").write_text(json.dumps(raw | {"source": "/here/x.toml", "command": ["/here/run_bench.py", "run", "small"]}))
+    reference = tmp_path / "reference"
+    assert load.ship_main(["small", "--out", str(tree.parent), "--to", str(reference)]) == 0
+    ours, shipped = load.load(tree), load.load(reference / "small")
+    assert shipped.shipped and shipped.statistic == ours.statistic
+    columns = [name for name in ours.runs.columns]
+    pd.testing.assert_frame_equal(plain(ours.runs), plain(shipped.runs[columns]), check_dtype=False, rtol=1e-9)
+    pd.testing.assert_frame_equal(ours.curves, shipped.curves, check_dtype=False, rtol=1e-5)
+    assert load.manifests(reference / "small") == load.manifests(tree)
+    first = ["task", "algorithm", "variant", "seed", "env_steps", "score", "status", "statistic"]
+    assert pd.read_csv(reference / "small" / "scores.csv").columns[:8].tolist() == first
+    assert "/here" not in "".join(path.read_text() for path in (reference / "small").glob("*.json*"))
+    assert load.config_of(shipped, "ppo", "clip-0.2") == load.config_of(ours, "ppo", "clip-0.2") != {}
+
+
+def test_what_is_not_over_is_not_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tree(tmp_path, "t", TASKS, VARIANTS, seeds=3, steps=10_000, troubles=True)
+    assert load.ship_main(["t", "--out", str(tmp_path), "--to", str(tmp_path / "r")]) == 2
+    assert "not over" in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+def test_corrupt_reference(tree: Path, tmp_path: Path) -> None:
+    for name in ("scores.csv", "curves.csv.gz", "manifests.jsonl", "experiment.json"):
+        folder = load.ship(tree, tmp_path / name)
+        (folder / name).write_bytes(b"\x1f\x8b garbage")
+        with pytest.raises(ResultsError, match=r"restore|again"):
+            load.load(folder)
+
+
+def test_unknown_names(tmp_path: Path, tree: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"run_bench\.py run nothing"):
+        load.find("nothing", tmp_path)
+    with pytest.raises(ValueError, match="final_100_training_episodes"):
+        load.load(tree, statistic="final_10_training_episodes")
+
+
+def test_a_thousand_runs_in_a_second_or_so(tmp_path: Path) -> None:
+    """So that ten thousand take seconds. Generous for a loaded machine."""
+    import pyarrow.parquet as pq
+    from synthetic import episodes
+
+    table = episodes("Reacher-v5", 0.7, 1_000_000, np.random.default_rng(0), 2000)
+    for seed in range(1000):
+        folder = tmp_path / "many" / "Reacher-v5" / "ppo" / str(seed)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps(manifest("many", "Reacher-v5", "default", seed, 1_000_000)))
+        if not seed:
+            pq.write_table(table, folder / "episodes.parquet")
+            first = folder / "episodes.parquet"
+        else:
+            (folder / "episodes.parquet").hardlink_to(first)
+    begin = time.perf_counter()
+    assert len(load.load(tmp_path / "many").runs) == 1000
+    assert time.perf_counter() - begin < 8

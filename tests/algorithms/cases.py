@@ -1,0 +1,119 @@
+"""Small groups of every algorithm, for tests of what must hold for all of them.
+
+A new algorithm is picked up by its file: sizes are cut down by the name of the field, a switch is flipped whatever it
+is called, and per-run settings take turns with the values in `PER_RUN` (or with fractions of their default).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import algorithms
+import suites
+from algorithms.common.config import config_class, load_config, per_run_fields, stack
+
+inf = math.inf
+
+# Sizes of a small run; fields an algorithm does not have are left out.
+SMALL = {
+    "num_envs": 2, "num_steps": 48, "num_epochs": 2, "batch_size": 16, "hidden_sizes": (32, 32),
+    "buffer_size": 64, "learning_starts": 24, "train_period": 2, "target_period": 16, "epsilon_steps": 400.0,
+}  # fmt: skip
+
+# Values that the runs of a mixed group take in turn.
+PER_RUN: dict[str, Sequence[float]] = {
+    "clip_coef": (0.2, inf, 0.1), "kl_coef": (0.0, 1.0, 0.3, 3.0, 0.0),
+    "kl_target": (0.0, 0.003, 0.0, 0.01, 0.0, 0.0, 0.03),
+    "anneal_steps": (inf, 300.0, 1000.0, inf), "ent_coef": (0.0, 0.01), "time_limit_bootstrap": (1.0, 0.0, 1.0),
+    "normalize_advantages": (0.0, 1.0), "value_clip": (inf, 0.1, inf), "max_grad_norm": (inf, 0.5, inf, 0.05, 10.0),
+    "target_kl": (inf, 1e-4, inf, 1e-6, 3e-3),
+}  # fmt: skip
+FRACTIONS = (1.0, 0.5, 0.9, 0.99)  # of the default, for the other fields
+
+
+def tasks(algorithm: str) -> list[str]:
+    """One task for each kind of action that the algorithm knows, and one of MuJoCo."""
+    supports = algorithms.load(algorithm).SUPPORTS
+    return ["CartPole-v1"] * ("discrete" in supports) + ["Pendulum-v1", "Hopper-v5"] * ("continuous" in supports)
+
+
+def switches(algorithm: str) -> dict[str, Any]:
+    """Every structural switch in another position than its default."""
+    hints = typing.get_type_hints(config_class(algorithm))
+    flipped: dict[str, Any] = {}
+    for field in dataclasses.fields(config_class(algorithm)):
+        if hints[field.name] is bool:
+            flipped[field.name] = not field.default
+        elif typing.get_origin(hints[field.name]) is typing.Literal:
+            flipped[field.name] = next(x for x in typing.get_args(hints[field.name]) if x != field.default)
+    return flipped
+
+
+def small(algorithm: str, **overrides: Any) -> dict[str, Any]:
+    """Settings of a small run, for `load_config`."""
+    known = {field.name for field in dataclasses.fields(config_class(algorithm))}
+    return {name: value for name, value in SMALL.items() if name in known} | overrides
+
+
+def mixed(algorithm: str, count: int, **overrides: Any) -> list[dict[str, Any]]:
+    """Settings of `count` runs that differ in every per-run setting; the first has the defaults."""
+    cls = config_class(algorithm)
+    runs = [small(algorithm, **overrides) for _ in range(count)]
+    for place, field in enumerate(sorted(per_run_fields(cls))):
+        default = next(f.default for f in dataclasses.fields(cls) if f.name == field)
+        if field in SMALL:
+            values: Sequence[float] = [SMALL[field] * fraction for fraction in FRACTIONS]  # type: ignore[operator]
+        else:
+            values = PER_RUN.get(field) or [default * fraction for fraction in FRACTIONS]
+        for i, run in enumerate(runs):
+            if field not in overrides:
+                run[field] = values[i * (1 + place % 3) % len(values)]
+    return runs
+
+
+def make(algorithm: str, task: str, runs: Sequence[dict[str, Any]], seeds: Sequence[int]) -> Any:
+    """An agent with its environments, `agent.envs`."""
+    cfg = stack([load_config(algorithm, None, run) for run in runs])
+    envs = suites.make(task, len(runs), getattr(cfg, "num_envs", 1))
+    return algorithms.load(algorithm).Agent(cfg, envs, list(seeds))
+
+
+def advance(agent: Any, env_steps: int) -> list[dict[str, np.ndarray]]:
+    """Iterate for about `env_steps` per run, twice at least."""
+    return [agent.iterate() for _ in range(max(2, math.ceil(env_steps / agent.steps_per_iteration)))]
+
+
+def outcome(agent: Any, metrics: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """All that a run leaves behind, for each run: weights, metrics, finished episodes, greedy actions."""
+    episodes = agent.envs.drain_episodes()
+    actions = agent.act(agent.envs.state()["observations"])
+    results = []
+    for run in range(agent.num_runs):
+        result = {f"weights/{name}": value for name, value in agent.parameters_of(run).items()}
+        result |= {f"metrics/{name}": np.array([row[name][run] for row in metrics]) for name in metrics[0]}
+        result["episodes"] = np.array([episode[1:] for episode in episodes if episode[0] == run], np.float64)
+        result["actions"] = actions[run]
+        result["diverged"] = agent.diverged()[run]
+        results.append(result)
+    return results
+
+
+def train(
+    algorithm: str, task: str, runs: Sequence[dict[str, Any]], seeds: Sequence[int], env_steps: int = 288
+) -> list[dict[str, np.ndarray]]:
+    """What each run of one group leaves behind."""
+    agent = make(algorithm, task, runs, seeds)
+    return outcome(agent, advance(agent, env_steps))
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], what: str = "") -> None:
+    """The same bits; nan equals itself."""
+    assert one.keys() == other.keys()
+    different = [name for name in one if not np.array_equal(one[name], other[name], equal_nan=True)]
+    assert not different, f"{what}: {different} differ"

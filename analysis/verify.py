@@ -366,13 +366,13 @@ def got_worse(found: Sequence[Verdict], recorded: dict[str, str]) -> list[str]:
     ]
 
 
-def read_recorded(path: Path = RECORDED) -> dict[str, dict[str, str]]:
+def read_recorded() -> dict[str, dict[str, str]]:
     """experiment -> comparison -> verdict, from results/reference/verdicts.json; empty if there is none yet."""
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(RECORDED.read_text()) if RECORDED.is_file() else {}
     except ValueError as error:
         raise ResultsError(
-            f"{path}: not readable ({error}); restore it from the repository or write it with --record"
+            f"{RECORDED}: not readable ({error}); restore it from the repository or write it with --record"
         ) from None
 
 

@@ -292,7 +292,7 @@ def learning_curves(
     flat = [(task, members) for task in tasks for members in groups.values()]
     rows = -(-len(flat) // columns)
     across = min(4, len(labels))
-    header = 0.0 if split or len(labels) == 1 else 0.20 * -(-len(labels) // across) + 0.05
+    header = 0.0 if split else 0.20 * -(-len(labels) // across) + 0.05
     panel = 1.22 if split else 3.0 if columns == 1 else 1.9
     figure = _figure(WIDTH, panel * rows + (0.75 if split else 0.25), title, caption, header)
     grid = figure.subplots(rows, columns, squeeze=False, sharey="row" if split else False)
@@ -552,8 +552,9 @@ def published(
     axes.set_xlabel(xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     _rows_on_the_left(axes)
-    point, bar = {"marker": "o", "linewidth": 0}, {"linewidth": 5.5, "alpha": 0.5}
-    tick = {"marker": "|", "markersize": 11, "markeredgewidth": 2.0, "linewidth": 0}
+    point: dict[str, Any] = {"marker": "o", "linewidth": 0}
+    bar: dict[str, Any] = {"linewidth": 5.5, "alpha": 0.5}
+    tick: dict[str, Any] = {"marker": "|", "markersize": 11, "markeredgewidth": 2.0, "linewidth": 0}
     legend: dict[str, Any] = {
         first: Line2D([], [], color=HUES[0], markersize=6.2, **point),
         interval: Line2D([], [], color=HUES[0], **bar),

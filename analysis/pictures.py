@@ -14,7 +14,7 @@ from analysis import figures, scores, statistics, verify
 from analysis.load import Results
 from analysis.scores import KEYS
 from analysis.statistics import Interval
-from analysis.tables import AGGREGATES, INTERVAL, REPS, Study, Table, caption, mean_interval, number, slug, span
+from analysis.tables import AGGREGATES, REPS, Study, Table, caption, mean_interval, number, slug, span
 
 SYMBOLS = {"epsilon": "ε", "d_targ": "$d_{targ}$", "beta": "β"}  # of ppo_table1.csv
 DECIDES = (
@@ -24,6 +24,8 @@ BOTH = (
     "Normalized per task: random policy = 0; the paper does not say whether its best result = 1 is the best run or the "
     "best setting, so both are shown, and a verdict stands if they agree."
 )
+BAND = f"95 % stratified bootstrap interval over runs ({REPS:,} draws)"
+CURVE_REPS = 500  # draws for the IQM of curves, which costs the most
 CURVE = "mean return of the last 100 training episodes"
 
 
@@ -68,22 +70,20 @@ def draw(this: Study, headline: Table, found: Sequence[verify.Verdict], folder: 
     normal = {name: matrix.scores for name, matrix in this.matrices.items() if len(matrix.scores)}
     if not normal:
         return made
-    text = caption(this, f"Point: aggregate over runs and tasks; bar: {INTERVAL}.")
+    text = caption(this, f"Point: aggregate over runs and tasks; bar: {BAND}.")
     add("aggregates", "Aggregate normalized score", text, figures.intervals, aggregate_rows(headline), order=this.order)
     add("ablation", "Normalized score by task", caption(this, "Mean over seeds."), figures.ablation, ablation(this))
-    text = caption(this, f"Band: pointwise {INTERVAL}.")
+    text = caption(this, f"Band: pointwise {BAND}.")
     add("profiles", "Performance profiles", text, figures.profiles, profile_rows(normal), order=this.order)
     rows = efficiency_rows(this, curves)
     if len(rows):
-        text = caption(
-            this, f"Line: interquartile mean over tasks and seeds of the {CURVE}; band: pointwise {INTERVAL}."
-        )
+        around = BAND.replace(f"{REPS:,}", str(CURVE_REPS))
+        about = f"Line: interquartile mean over tasks and seeds of the {CURVE}; band: pointwise {around}."
+        text = caption(this, about)
         add("efficiency", "Sample efficiency", text, figures.sample_efficiency, rows, order=this.order)
     if len(normal) > 1:
         best = baseline(this, normal)
-        about = (
-            f"Chance that a run of {best} scores above one of the other on a task, mean over tasks; bar: {INTERVAL}."
-        )
+        about = f"Chance that a run of {best} scores above one of the other on a task, mean over tasks; bar: {BAND}."
         rows = improvement_rows(best, normal)
         add("improvement", "Probability of improvement", caption(this, about), figures.improvement, rows)
     return made
@@ -141,7 +141,7 @@ def efficiency_rows(this: Study, curves: pd.DataFrame) -> pd.DataFrame:
         if len(matrix.scores):
             normal = scores.normalize(matrix.scores, this.tasks, this.anchors)
             parts.append(
-                band(statistics.sample_efficiency(normal, reps=REPS), label=name, env_steps=share * budgets[0])
+                band(statistics.sample_efficiency(normal, reps=CURVE_REPS), label=name, env_steps=share * budgets[0])
             )
     return stacked(parts)
 

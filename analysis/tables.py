@@ -210,7 +210,8 @@ def task_table(this: Study) -> Table:
             values = groups.get((task, *pair), np.empty(0))
             interval = mean_interval(values)
             spread = float(values.std(ddof=1)) if len(values) > 1 else np.nan
-            rows.append({"setting": name, "task": task, "runs": len(values), "std": spread} | interval._asdict())
+            rows.append({"setting": name, "task": task, "runs": len(values), "std": spread,
+                         "mean": interval.point, "low": interval.low, "high": interval.high})  # fmt: skip
             line[task] = spanned(*interval)
         cells.append(line)
     n = span(len(values) for values in groups.values())

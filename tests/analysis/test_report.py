@@ -1,0 +1,171 @@
+"""The page holds everything by itself, lists what did not finish, and its tables carry the numbers of the runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import claims, load, report, scores, tables, verify
+from analysis.rule import Verdict
+from tests.analysis import synthetic
+
+TASKS = ("Hopper-v5", "Swimmer-v5")
+VARIANTS = ("no-clip", "clip-0.1", "clip-0.2")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    return synthetic.make_tree(root, "made_up", TASKS, VARIANTS, seeds=4, most=200, troubles=True) / "made_up"
+
+
+@pytest.fixture(scope="module")
+def made(tree, tmp_path_factory) -> Path:
+    patch = pytest.MonkeyPatch()
+    rows = [Verdict("ppo_table1", v, "INCONCLUSIVE", "C", 0.5, 0.6, -0.1, -0.2, 0.0, 0.1, 1.0, 4, 3) for v in VARIANTS]
+    rows += [Verdict("ppo_table1", "clip 0.2 is best", "holds", note="place 1 of 3")]
+    rows += [Verdict("a table: of <them>", "Hopper-v5: ppo", "WORSE", "A", 1.0, 2.0, -1.0, -1.2, -0.8, 0.2, 2.0, 4, 5)]
+    patch.setattr(verify, "verdicts", lambda results: rows)
+    patch.setattr(
+        claims, "evaluate", lambda results: [claims.Claim("T1", "a claim", "a paper", "a test", status="holds")]
+    )
+    page = report.make(load.load(tree), tmp_path_factory.mktemp("report"))
+    patch.undo()
+    return page
+
+
+def test_the_page_needs_nothing_else(made):
+    text = made.read_text()
+    links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", text)
+    assert links
+    assert all(link.startswith(("#", "data:")) for link in links)
+    style = text.split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    assert "<script" not in text
+
+
+def test_the_page_tells_apart_what_did_not_finish(made):
+    text = made.read_text()
+    for status, count in {"finished": 20, "failed": 1, "diverged": 1, "running": 1, "missing": 1}.items():
+        assert f"<b>{count}</b> {status}" in text
+    assert "Part done" in text
+    assert "the environment received a non-finite action" in text
+    assert "policy weights are not finite" in text
+    rows = pd.read_csv(made.parent / "tables" / "unfinished.csv")
+    assert rows["status"].tolist() == ["failed", "diverged", "running", "missing"]
+
+
+def test_the_page_says_how_it_was_made(made):
+    text = made.read_text()
+    commands = ("python run_bench.py run made_up", "python run_bench.py report made_up")
+    for words in (
+        *commands,
+        "0123456789ab",
+        "torch 2.13.0",
+        "Synthetic CPU avx512",
+        "float32",
+        "hours",
+        "best single run",
+    ):
+        assert words in text
+
+
+def test_verdicts_statements_and_claims_stand_on_the_page(made):
+    text = made.read_text()
+    assert '<span class="chip inconclusive">? inconclusive</span>' in text
+    assert '<span class="chip worse">▼ worse</span>' in text
+    assert "place 1 of 3" in text
+    assert "a table: of &lt;them&gt;" in text
+    assert (made.parent / "figures" / "ppo_table1.png").is_file()
+    assert (made.parent / "figures" / "published-a-table-of-them.svg").is_file()
+
+
+def test_tables_hold_the_numbers_of_the_runs(made, tree):
+    runs = load.load(tree).runs
+    table = pd.read_csv(made.parent / "tables" / "tasks.csv").set_index(["setting", "task"])
+    mine = runs[(runs["variant"] == "clip-0.2") & (runs["task"] == "Swimmer-v5")]["score"].dropna()
+    assert table.loc[("clip-0.2", "Swimmer-v5"), "mean"] == pytest.approx(mine.mean())
+    assert table.loc[("clip-0.2", "Swimmer-v5"), "runs"] == len(mine)
+    headline = pd.read_csv(made.parent / "tables" / "headline.csv").set_index("setting")
+    anchors = scores.best_anchors(runs, "best-run")
+    normal = runs.assign(normal=scores.normalize_column(runs, anchors))
+    whole = normal[(normal["variant"] == "clip-0.1")]
+    assert headline.loc["clip-0.1", "mean"] == pytest.approx(whole["normal"].mean())
+    assert (
+        headline.loc["clip-0.1", "mean_low"] < headline.loc["clip-0.1", "mean"] < headline.loc["clip-0.1", "mean_high"]
+    )
+    assert len(pd.read_csv(made.parent / "tables" / "runs.csv")) == 24
+    assert "| clip-0.2 |" in (made.parent / "tables" / "headline.md").read_text()
+
+
+def test_no_temporary_file_is_left(made):
+    assert not [path for path in made.parent.rglob("*.part")]
+
+
+def one_run(root: Path, **more) -> Path:
+    return synthetic.make_tree(root, "one", ("CartPole-v1",), ("default",), seeds=1, steps=5000, **more) / "one"
+
+
+def test_a_single_run_reports_its_return_and_no_interval(tmp_path, capsys):
+    assert report.main([str(one_run(tmp_path)), "--to", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "report:" in out and "CartPole-v1" in out
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "a single setting has nothing to be normalized against" in text
+    table = pd.read_csv(tmp_path / "out" / "tables" / "tasks.csv")
+    assert np.isfinite(table.loc[0, "mean"]) and np.isnan(table.loc[0, "low"])
+
+
+def test_a_tree_where_nothing_is_over_says_so(tmp_path):
+    folder = one_run(tmp_path)
+    path = next(folder.glob("*/*/*/manifest.json"))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"status": "running", "ended": None, "cpu_seconds": None})
+    )
+    text = report.make(load.load(folder), tmp_path / "out").read_text()
+    assert "Part done" in text
+    assert "<b>0</b> finished" in text
+
+
+def test_shipped_results_give_the_same_tables(tmp_path):
+    folder = synthetic.make_tree(tmp_path, "made_up", TASKS, VARIANTS[1:], seeds=3, most=120) / "made_up"
+    load.ship(folder, tmp_path / "reference")
+    ours, shipped = (tables.headline(tables.study(load.load(path))).shown for path in (folder, tmp_path / "reference"))
+    pd.testing.assert_frame_equal(ours, shipped)
+
+
+def test_aggregates_leave_out_tasks_that_a_setting_lacks(tmp_path):
+    folder = synthetic.make_tree(tmp_path, "made_up", TASKS, VARIANTS[1:], seeds=2, most=120) / "made_up"
+    for path in (folder / "Swimmer-v5" / "ppo+clip-0.2").glob("*/*"):
+        path.unlink()
+    this = tables.study(load.load(folder))
+    assert this.tasks == ["Hopper-v5"]
+    assert [len(matrix.seeds) for matrix in this.matrices.values()] == [2, 2]
+
+
+@pytest.mark.parametrize("wrong", [["nothing_called_so"], ["made_up", "--statistic", "final_100"]])
+def test_a_wrong_call_exits_2_with_one_message(wrong, tree, capsys):
+    assert report.main([*wrong, "--out", str(tree.parent)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("report: ") and "Traceback" not in said
+
+
+def test_numbers_are_short_and_intervals_share_their_digits():
+    assert tables.number(1234.5) == "1,234"
+    assert tables.number(-0.387) == "−0.39"
+    assert tables.number(float("nan")) == "–"
+    assert tables.spanned(0.7, 0.655, 0.78) == "0.70 [0.66, 0.78]"
+    assert tables.spanned(812.4, 9.0, 1000.0) == "812 [9, 1,000]"
+
+
+def test_analysis_does_not_import_what_trains():
+    code = "import sys, analysis.report; print({'torch', 'gymnasium', 'algorithms', 'bench'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=scores.ROOT)
+    assert run.stdout.strip() == "set()"

@@ -82,7 +82,7 @@ class Config:
             require(bool(np.all(np.asarray(getattr(self, name)) > 0)), f"{name} must be positive")
         for name in ("gamma", "gae_lambda"):
             value = np.asarray(getattr(self, name))
-            require(bool(np.all((0 <= value) & (value <= 1))), f"{name} is {value}; it must lie in [0, 1]")
+            require(bool(np.all((value >= 0) & (value <= 1))), f"{name} is {value}; it must lie in [0, 1]")
 
 
 class Batch(NamedTuple):
@@ -111,14 +111,18 @@ def surrogate_slope(ratio: Tensor, advantages: Tensor, clip_coef: Tensor) -> Ten
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, value_clip: Tensor) -> Tensor:
-    """Half the squared error per sample [R, B], or that of V clipped to old V +- `value_clip` [R, 1] if it is larger."""
+    """Half the squared error [R, B], or that of V clipped to old V +- `value_clip` [R, 1] where it is larger."""
     clipped = old_values + torch.clamp(values - old_values, -value_clip, value_clip)
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
 
 
-def value_slope(values: Tensor, old_values: Tensor, returns: Tensor, value_clip: Tensor) -> Tensor:
-    """d value_loss / d V [R, B]: V - return, and 0 where V has left the clipped range and its loss is the smaller one."""
-    error, moved = values - returns, values - old_values
+def value_slope(values: Tensor, old_values: Tensor, returns: Tensor, value_clip: Tensor | None) -> Tensor:
+    """d value_loss / d V [R, B]: V - return, and 0 where V has left the clipped range and its own loss is the smaller.
+    None stands for no clipping in any run."""
+    error = values - returns
+    if value_clip is None:
+        return error
+    moved = values - old_values
     clipped_error = old_values + torch.clamp(moved, -value_clip, value_clip) - returns
     outside = (moved.abs() > value_clip) & (clipped_error.abs() > error.abs())
     return torch.where(outside, 0.0, error)
@@ -147,24 +151,25 @@ class Agent:
         self.discrete = envs.num_actions is not None
         num_outputs = envs.num_actions if self.discrete else envs.action_shape[0]
         self.actor = MLP("actor", (envs.observation_shape[0], *cfg.hidden_sizes, num_outputs))
-        self.critic = MLP("critic", (envs.observation_shape[0], *cfg.hidden_sizes, 1))
+        self.critic = MLP("critic", (envs.observation_shape[0], *cfg.hidden_sizes, 1), scratch=self.actor.scratch)
         shapes = {**self.actor.shapes(), **self.critic.shapes()}
         if not self.discrete:
             shapes["log_std"] = (1, num_outputs)  # starts at 0
         self.parameters = Parameters(self.num_runs, shapes, device)
-        hidden, head = (orthogonal(math.sqrt(2)), orthogonal) if cfg.initialization == "orthogonal" else (
-            normalized_columns(1.0), normalized_columns)
-        self.actor.initialize(self.parameters, self.streams["actor"], hidden, head(0.01))
-        self.critic.initialize(self.parameters, self.streams["critic"], hidden, head(1.0))
+        init, gain = (orthogonal, math.sqrt(2)) if cfg.initialization == "orthogonal" else (normalized_columns, 1.0)
+        self.actor.initialize(self.parameters, self.streams["actor"], init(gain), init(0.01))
+        self.critic.initialize(self.parameters, self.streams["critic"], init(gain), init(1.0))
         self.optimizer = Adam(self.parameters, cfg.adam_epsilon)
         self.acting = self.actor.acting(self.parameters)
-        self.normalizer = ObservationNormalizer(self.num_runs, envs.observation_shape) if cfg.normalize_observations else None
+        normalizer = ObservationNormalizer(self.num_runs, envs.observation_shape)
+        self.normalizer = normalizer if cfg.normalize_observations else None
         self.scaler = RewardScaler(self.num_runs, cfg.num_envs, cfg.gamma) if cfg.scale_rewards else None
         self.coef = {
             field.name: torch.as_tensor(value, dtype=torch.float32, device=device)[:, None]
             for field in dataclasses.fields(cfg)
             if isinstance(value := getattr(cfg, field.name), np.ndarray)
         }  # [R, 1]
+        self.stops, self.clips_values = np.isfinite(cfg.target_kl).any(), np.isfinite(cfg.value_clip).any()
         self.kl_coef = cfg.kl_coef.copy()
         self.iteration = 0
         self.timers: dict[str, float] = defaultdict(float)  # seconds
@@ -186,7 +191,7 @@ class Agent:
             for minibatch in self._minibatches(batch, order):
                 approx_kl = self._gradient(minibatch, old_log_std)
                 self.optimizer.step(learning_rate, self.cfg.max_grad_norm, active)
-            if np.isfinite(self.cfg.target_kl).any():
+            if approx_kl is not None:
                 active &= ~(approx_kl.cpu().numpy() > self.cfg.target_kl)
                 if not active.any():
                     break
@@ -220,7 +225,9 @@ class Agent:
             in_envs += time.perf_counter() - start
             observations[t], actions[t] = self.observations, action
             terminations[t], truncations[t] = step.terminations, step.truncations
-            rewards[t] = self.scaler(step.rewards, step.terminations | step.truncations) if self.scaler else step.rewards
+            rewards[t] = (
+                self.scaler(step.rewards, step.terminations | step.truncations) if self.scaler else step.rewards
+            )
             self.observations = self._normalize(step.observations)
             next_observations[t] = self._normalize(step.next_observations, update=False)
         self.timers["env"] += in_envs
@@ -251,7 +258,9 @@ class Agent:
         next_values = self._evaluate(self.critic, self._flatten(next_observations))
         next_v = next_values.view(shape).transpose(0, 1).cpu().numpy()
         cut = truncations & (self.cfg.time_limit_bootstrap == 0)[:, None]
-        advantages = gae(rewards, v, next_v, terminations | cut, terminations | truncations, self.cfg.gamma, self.cfg.gae_lambda)
+        advantages = gae(
+            rewards, v, next_v, terminations | cut, terminations | truncations, self.cfg.gamma, self.cfg.gae_lambda
+        )
         batch_actions = self._flatten(actions)
         policy = self._distribution(old, None if self.discrete else self.parameters["log_std"].detach())
         advantage = self._flatten(advantages)
@@ -274,7 +283,9 @@ class Agent:
         rows = order + samples * np.arange(runs)[:, None]
         index = torch.from_numpy(rows.reshape(runs, -1, size).swapaxes(0, 1).reshape(-1)).to(self.device)
         fields = [
-            field.reshape(runs * samples, *field.shape[2:]).index_select(0, index).view(-1, runs, size, *field.shape[2:])
+            field.reshape(runs * samples, *field.shape[2:])
+            .index_select(0, index)
+            .view(-1, runs, size, *field.shape[2:])
             for field in batch
         ]
         passed = Batch(*fields)  # [M, R, B, ...]
@@ -285,8 +296,9 @@ class Agent:
     def _distribution(self, outputs: Tensor, log_std: Tensor | None) -> Distribution:
         return Categorical(outputs) if log_std is None else Gaussian(outputs, log_std)
 
-    def _gradient(self, batch: Batch, old_log_std: Tensor | None) -> Tensor:
-        """The gradient of equation 9's loss with equation 8's penalty, into `parameters.grad`. Returns the KL [R].
+    def _gradient(self, batch: Batch, old_log_std: Tensor | None) -> Tensor | None:
+        """The gradient of equation 9's loss with equation 8's penalty, into `parameters.grad`; for a group that stops
+        early, returns the approximate KL [R] (E[r - 1 - log r]).
 
             loss = mean_b( -surrogate + beta KL(pi_old || pi) - c2 H(pi) + c1 value_loss )
         """
@@ -299,39 +311,47 @@ class Agent:
         kl_coef = torch.as_tensor(self.kl_coef, dtype=torch.float32, device=self.device)[:, None]
         old = self._distribution(batch.old, old_log_std) if (self.kl_coef > 0).any() else None
         by_outputs, by_log_std = policy.gradient(
-            batch.actions, slope / -size, old, kl_coef / size, coef["ent_coef"] / -size  # type: ignore[arg-type]
+            batch.actions,
+            slope / -size,
+            old,
+            kl_coef / size,
+            coef["ent_coef"] / -size,  # type: ignore[arg-type]
         )
         self.actor.backward(parameters, layers, by_outputs)
         if by_log_std is not None:
             parameters.grads["log_std"].copy_(by_log_std)
 
         layers = self.critic.forward(parameters, batch.observations)
-        by_values = value_slope(layers[-1].squeeze(-1), batch.old_values, batch.returns, coef["value_clip"])
+        value_clip = coef["value_clip"] if self.clips_values else None
+        by_values = value_slope(layers[-1].squeeze(-1), batch.old_values, batch.returns, value_clip)
         self.critic.backward(parameters, layers, (by_values * (coef["vf_coef"] / size)).unsqueeze(-1))
-        return ((ratio - 1) - log_ratio).mean(1)
+        return ((ratio - 1) - log_ratio).mean(1) if self.stops else None
 
     @torch.no_grad()
     def _measure(self, batch: Batch, old_log_std: Tensor | None) -> dict[str, np.ndarray]:
         """What the update did, over the whole rollout; each [R]."""
-        values = self._evaluate(self.critic, batch.observations).squeeze(-1)
-        new = self._distribution(self._evaluate(self.actor, batch.observations), None if self.discrete else self.parameters["log_std"])
+        new = self._distribution(
+            self._evaluate(self.actor, batch.observations), None if self.discrete else self.parameters["log_std"]
+        )
         old = self._distribution(batch.old, old_log_std)
         ratio = torch.exp(new.log_prob(batch.actions) - batch.old_log_probs)
         clipped = ((ratio - 1).abs() > self.coef["clip_coef"]).float()
-        unexplained = (batch.returns - values).var(1) / (batch.returns.var(1) + 1e-8)
+        unexplained = (batch.returns - batch.old_values).var(1) / (batch.returns.var(1) + 1e-8)
         metrics = {
             "kl": old.kl(new).mean(1),  # type: ignore[arg-type]
             "clip_fraction": clipped.mean(1),
             "entropy": new.entropy().mean(1),
-            "explained_variance": 1 - unexplained,
+            "explained_variance": 1 - unexplained,  # by the values before the update
         }
-        return {name: value.double().cpu().numpy() for name, value in metrics.items()} | {"kl_coef": self.kl_coef.copy()}
+        metrics |= {"kl_coef": torch.from_numpy(self.kl_coef)}
+        return {name: value.double().cpu().numpy().copy() for name, value in metrics.items()}
 
     def act(self, observations: np.ndarray, streams: Streams | None = None) -> np.ndarray:
         """Actions [R, N, ...] for observations [R, N, O]: the mode, or a sample when streams are given."""
         outputs = self.acting(self.normalizer(observations) if self.normalizer else observations)
         if self.discrete:
-            return (outputs if streams is None else outputs + streams.gumbel("actions", outputs.shape[1:])).argmax(-1)
+            noise = 0 if streams is None else streams.gumbel("actions", outputs.shape[1:])
+            return (outputs + noise).argmax(-1)
         if streams is None:
             return outputs
         std = np.exp(self.parameters["log_std"].detach().cpu().numpy())

@@ -1,0 +1,1 @@
+"""What no paper is about: layers, optimizers, distributions, returns, normalization, streams, configurations."""

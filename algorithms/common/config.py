@@ -15,8 +15,9 @@ import numpy as np
 
 SETTINGS = Path(__file__).parent.parent / "settings"
 
-PerRun = Annotated[float, "per run"]
-"""A number that may differ between the runs of one group; any other field shapes tensors and must agree."""
+PerRun = Annotated[Any, "per run"]
+"""A float that may differ between the runs of one group, where it is a float64 array [R] (see `stack`). Any other field
+shapes tensors and must agree."""
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -48,14 +49,15 @@ def load_config(algorithm: str, preset: str | None = None, overrides: Mapping[st
     """Defaults, then the preset, then the overrides. Raises `ValueError` for an unknown preset, key or a wrong type."""
     known = presets(algorithm)
     if preset is not None and preset not in known:
-        raise ValueError(f"{algorithm} has no preset {preset!r}{near(preset, known)}; it has: {', '.join(known) or 'none'}")
+        have = ", ".join(known) or "none"
+        raise ValueError(f"{algorithm} has no preset {preset!r}{near(preset, known)}; it has: {have}")
     values = {**(known[preset] if preset else {}), **(overrides or {})}
     return build(config_class(algorithm), values, f"{algorithm}" + (f" preset {preset}" if preset else ""))
 
 
 def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """A `cls` from plain values, each checked against its field's type."""
-    hints = typing.get_type_hints(cls)
+    hints = {name: float if hint is Any else hint for name, hint in typing.get_type_hints(cls).items()}
     checked = {}
     for key, value in values.items():
         if key not in hints:

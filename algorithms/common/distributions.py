@@ -1,8 +1,8 @@
 """Policies' distributions over actions. Arguments [R, B, A]; results [R, B], summed over the action's dimensions.
 
-`gradient` is the derivative of sum_b (w_p log pi(a) + w_k KL(old || pi) + w_h H(pi)) with weights [R, B] (or numbers) held
-fixed, in closed form: every policy-gradient loss has this shape, and autograd would spend more time on its thirty small
-operations than the networks take. Tested against autograd.
+`gradient` is the derivative of sum_b (w_p log pi(a) + w_k KL(old || pi) + w_h H(pi)) in closed form, the weights [R, B]
+or numbers held fixed: every policy-gradient loss has this shape, and autograd would spend more time on its thirty
+small operations than the networks take. Tested against autograd.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ class Gaussian(NamedTuple):
         return (other.log_std - self.log_std + 0.5 * spread * inverse - 0.5).sum(-1)
 
     def gradient(
-        self, actions: Tensor, w_p: Tensor, old: Gaussian | None = None, w_k: Tensor | float = 0.0, w_h: Tensor | float = 0.0
+        self,
+        actions: Tensor,
+        w_p: Tensor,
+        old: Gaussian | None = None,
+        w_k: Tensor | float = 0.0,
+        w_h: Tensor | float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """With respect to the mean [R, B, A] and to log_std [R, 1, A]; without `old` there is no KL term."""
         inverse = torch.exp(-self.log_std)
@@ -52,37 +57,40 @@ class Gaussian(NamedTuple):
         return by_mean * inverse, by_log_std.sum(1, keepdim=True) + total
 
 
-class Categorical(NamedTuple):
+class Categorical:
     """Softmax over `logits` [R, B, A]."""
 
-    logits: Tensor
+    def __init__(self, logits: Tensor):
+        self.log_probs = torch.log_softmax(logits, -1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """log softmax at the actions, int64 [R, B]."""
-        return torch.log_softmax(self.logits, -1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return self.log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
         """-sum p log p."""
-        log_probs = torch.log_softmax(self.logits, -1)
-        return -(log_probs.exp() * log_probs).sum(-1)
+        return -(self.log_probs.exp() * self.log_probs).sum(-1)
 
     def kl(self, other: Categorical) -> Tensor:
         """KL(self || other) = sum p (log p - log q)."""
-        log_p, log_q = torch.log_softmax(self.logits, -1), torch.log_softmax(other.logits, -1)
-        return (log_p.exp() * (log_p - log_q)).sum(-1)
+        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)
 
     def gradient(
-        self, actions: Tensor, w_p: Tensor, old: Categorical | None = None, w_k: Tensor | float = 0.0, w_h: Tensor | float = 0.0
+        self,
+        actions: Tensor,
+        w_p: Tensor,
+        old: Categorical | None = None,
+        w_k: Tensor | float = 0.0,
+        w_h: Tensor | float = 0.0,
     ) -> tuple[Tensor, None]:
         """With respect to the logits [R, B, A]; without `old` there is no KL term."""
-        log_probs = torch.log_softmax(self.logits, -1)
-        probs = log_probs.exp()
+        log_probs, probs = self.log_probs, self.log_probs.exp()
         w_p = w_p.unsqueeze(-1)
         entropy = -(probs * log_probs).sum(-1, keepdim=True)
         by_logits = -(torch.as_tensor(w_h).unsqueeze(-1) * (log_probs + entropy) + w_p) * probs
         by_logits.scatter_add_(-1, actions.unsqueeze(-1), w_p)
         if old is not None:
-            by_logits = by_logits + torch.as_tensor(w_k).unsqueeze(-1) * (probs - torch.softmax(old.logits, -1))
+            by_logits = by_logits + torch.as_tensor(w_k).unsqueeze(-1) * (probs - old.log_probs.exp())
         return by_logits, None
 
 

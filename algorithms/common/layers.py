@@ -16,32 +16,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PAD = 64  # floats; segments start at multiples of it, so vector loops never end inside one
+PAD = 16  # floats of a vector register; every run's slice starts at a multiple, so no vector loop ends inside one
 
 Initializer = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 class Parameters:
-    """Named weights of R runs in one flat float32 buffer, segment by segment: `flat` [P], views [R, *shape]."""
+    """Named weights of R runs in one flat float32 buffer `flat` [P]: segment by segment, run by run.
+
+    `views` holds them as [R, *shape], `grad` and `grads` their gradients in the same layout.
+    """
 
     def __init__(self, num_runs: int, shapes: dict[str, tuple[int, ...]], device: str = "cpu"):
         self.num_runs, self.shapes = num_runs, dict(shapes)
-        sizes = [num_runs * int(np.prod(shape)) for shape in shapes.values()]
-        starts = np.cumsum([0] + [-(-size // PAD) * PAD for size in sizes])
-        self._slices = {name: (int(start), size) for name, start, size in zip(shapes, starts, sizes, strict=False)}
-        self.flat = torch.zeros(int(starts[-1]), device=device)
+        self._sizes = [int(np.prod(shape)) for shape in shapes.values()]
+        self._strides = [-(-size // PAD) * PAD for size in self._sizes]
+        self._starts = [0, *itertools.accumulate(num_runs * stride for stride in self._strides)]
+        self.flat = torch.zeros(self._starts[-1], device=device)
         self.grad = torch.zeros_like(self.flat)
-        self.views = self.split(self.flat)
-        self.grads = self.split(self.grad)
+        self.views, self.grads = self.split(self.flat), self.split(self.grad)
         for view in self.views.values():
             view.requires_grad_()
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views [R, *shape] into a buffer of this layout."""
         return {
-            name: flat[start : start + size].view(self.num_runs, *self.shapes[name])
-            for name, (start, size) in self._slices.items()
+            name: flat[start : start + self.num_runs * stride].view(self.num_runs, stride)[:, :size].unflatten(1, shape)
+            for (name, shape), start, stride, size in zip(
+                self.shapes.items(), self._starts, self._strides, self._sizes, strict=False
+            )
         }
+
+    def slices(self, flat: Tensor, runs: Iterable[int]) -> list[Tensor]:
+        """The pieces of a buffer of this layout that belong to some runs, padding included."""
+        return [
+            flat[start + run * stride : start + (run + 1) * stride]
+            for run in runs
+            for start, stride in zip(self._starts, self._strides, strict=False)
+        ]
 
     def __getitem__(self, name: str) -> Tensor:
         return self.views[name]
@@ -105,14 +117,31 @@ def fan_in_uniform(rng: np.random.Generator, rows: int, columns: int) -> np.ndar
     return rng.uniform(-1, 1, (rows, columns)) / np.sqrt(rows)
 
 
+class Scratch:
+    """Buffers that are written anew at every use. The same memory again and again stays in the cache."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+
+    def __call__(self, name: str, *shape: int, like: Tensor) -> Tensor:
+        """The buffer of this name and shape, its contents undefined."""
+        key = (name, *shape)
+        if key not in self._buffers:
+            self._buffers[key] = like.new_empty(shape)
+        return self._buffers[key]
+
+
 class MLP:
     """A multilayer perceptron of R runs; its weights live in a `Parameters` under `<name>.weight0`, `<name>.bias0`, ...
 
     `activation` is `tanh` or `relu`, on the hidden layers; the last layer is linear.
     """
 
-    def __init__(self, name: str, sizes: Sequence[int], activation: str = "tanh"):
+    def __init__(self, name: str, sizes: Sequence[int], activation: str = "tanh", scratch: Scratch | None = None):
         self.name, self.sizes, self.activation = name, tuple(sizes), activation
+        self.scratch = scratch or Scratch()
+        layers = range(len(self.sizes) - 1)
+        self._names = [f"{name}.{kind}{layer}" for layer in layers for kind in ("weight", "bias")]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes to allocate, per run."""
@@ -143,8 +172,7 @@ class MLP:
             parameters.fill(f"{self.name}.{name}", np.stack(values))
 
     def _weights(self, parameters: Parameters | Mapping[str, Tensor]) -> list[Tensor]:
-        names = (f"{self.name}.{kind}{layer}" for layer in range(len(self.sizes) - 1) for kind in ("weight", "bias"))
-        return [parameters[name] for name in names]
+        return [parameters[name] for name in self._names]
 
     def __call__(self, parameters: Parameters | Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Outputs [R, B, out] of inputs [R, B, in], differentiable by autograd."""
@@ -152,15 +180,17 @@ class MLP:
 
     @torch.no_grad()
     def forward(self, parameters: Parameters, inputs: Tensor) -> list[Tensor]:
-        """Every layer's output, the inputs first and the network's output last: what `backward` needs."""
-        return _forward(inputs, self.activation, self._weights(parameters))
+        """Every layer's output, the inputs first and the network's output last: what `backward` needs.
+
+        Hidden layers lie in `scratch`: they hold until the next `forward` of a network that shares it.
+        """
+        return _forward(inputs, self.activation, self._weights(parameters), self.scratch)
 
     @torch.no_grad()
     def backward(self, parameters: Parameters, layers: list[Tensor], delta: Tensor) -> None:
-        """Write d loss / d weights into `parameters.grad`, given `forward`'s result and d loss / d outputs [R, B, out]."""
-        names = [f"{self.name}.{kind}{layer}" for layer in range(len(self.sizes) - 1) for kind in ("weight", "bias")]
-        grads = [parameters.grads[name] for name in names]
-        _backward(layers[:-1], self._weights(parameters)[::2], self.activation, delta, grads)
+        """Write d loss / d weights into `parameters.grad`; `layers` from `forward`, `delta` is d loss / d outputs."""
+        grads = [parameters.grads[name] for name in self._names]
+        _backward(layers[:-1], self._weights(parameters)[::2], self.activation, delta, grads, scratch=self.scratch)
 
     def acting(self, parameters: Parameters) -> Callable[[np.ndarray], np.ndarray]:
         """The same function from and to NumPy: float32 [R, B, in] -> [R, B, out], without gradients.
@@ -189,14 +219,14 @@ class MLP:
         return forward
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
     """x [R, B, in] times weight [R, in, out] plus bias [R, 1, out].
 
     One output column is a sum of products: as a product it would take another kernel for R = 1 than for R > 1.
     """
     if weight.shape[2] == 1:
         return (x * weight.transpose(1, 2)).sum(-1, keepdim=True) + bias
-    return torch.baddbmm(bias, x, weight)
+    return torch.baddbmm(bias, x, weight, out=out)
 
 
 def _tanh_(x: Tensor) -> Tensor:
@@ -208,12 +238,16 @@ def _tanh_(x: Tensor) -> Tensor:
     return x
 
 
-def _forward(inputs: Tensor, activation: str, weights: Sequence[Tensor]) -> list[Tensor]:
+def _forward(
+    inputs: Tensor, activation: str, weights: Sequence[Tensor], scratch: Scratch | None = None
+) -> list[Tensor]:
     layers = [inputs]
     last = len(weights) - 2
     for k in range(0, len(weights), 2):
-        x = _linear(layers[-1], weights[k], weights[k + 1])
-        if k < last:
+        hidden, width = k < last, weights[k].shape[2]
+        out = scratch(f"layer{k}", *inputs.shape[:2], width, like=inputs) if scratch and hidden and width > 1 else None
+        x = _linear(layers[-1], weights[k], weights[k + 1], out)
+        if hidden:
             x = _tanh_(x) if activation == "tanh" else x.clamp_(min=0)
         layers.append(x)
     return layers
@@ -226,6 +260,7 @@ def _backward(
     delta: Tensor,
     grads: Sequence[Tensor],
     to_inputs: bool = False,
+    scratch: Scratch | None = None,
 ) -> Tensor | None:
     """Write the gradients of weights and biases into `grads`; `inputs` are each layer's. Returns that of the first
     layer's inputs if it is asked for."""
@@ -239,15 +274,17 @@ def _backward(
             torch.bmm(x.transpose(1, 2), delta, out=grads[2 * k])
         if k == 0 and not to_inputs:
             return None
-        delta = delta * weight.transpose(1, 2) if narrow else torch.bmm(delta, weight.transpose(1, 2))
+        out = scratch(f"delta{k % 2}", *x.shape, like=x) if scratch else None
+        if narrow:
+            delta = torch.mul(delta, weight.transpose(1, 2), out=out)
+        else:
+            delta = torch.bmm(delta, weight.transpose(1, 2), out=out)
         if k > 0:  # x is the activation's output, from which its derivative follows
-            backward = torch.ops.aten.tanh_backward if activation == "tanh" else _relu_backward
-            delta = backward(delta, x)
+            if activation == "tanh":
+                torch.ops.aten.tanh_backward.grad_input(delta, x, grad_input=delta)
+            else:
+                torch.ops.aten.threshold_backward.grad_input(delta, x, 0.0, grad_input=delta)
     return delta
-
-
-def _relu_backward(delta: Tensor, output: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(delta, output, 0.0)
 
 
 class _MLPFunction(torch.autograd.Function):

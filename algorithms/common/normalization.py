@@ -22,9 +22,7 @@ class RunningMoments:
         variance = ((batch - mean[:, None]) ** 2).mean(1)
         delta, total = mean - self.mean, self.count + size
         self.mean = self.mean + delta * (size / total)
-        self.variance = (
-            self.variance * self.count + variance * size + delta**2 * (self.count * size / total)
-        ) / total
+        self.variance = (self.variance * self.count + variance * size + delta**2 * (self.count * size / total)) / total
         self.count = total
 
     def state(self) -> dict[str, Any]:

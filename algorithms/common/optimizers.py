@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from algorithms.common.layers import Parameters
 
 
 class Adam:
-    """Adam (arXiv:1412.6980, the efficient form at the end of its section 2) for R runs at once.
+    """Adam (arXiv:1412.6980, algorithm 1) for R runs at once, by torch's fused kernel.
 
-    Whatever differs between runs multiplies by one rounding per element, so that a run gets the same bits whether
-    the others share its step size (one scalar for all) or not (a column [R]).
+    Runs that share a step size and a step count are updated in one call; the kernel does the same arithmetic on a
+    run's slice as on the whole buffer, so it does not matter which they are.
     """
 
     def __init__(self, parameters: Parameters, epsilon: float = 1e-8, betas: tuple[float, float] = (0.9, 0.999)):
@@ -36,53 +37,47 @@ class Adam:
         `learning_rate` [R]; `max_grad_norm` [R] bounds each run's gradient norm (inf: no bound); where `active` [R] is
         False a run's weights, moments and step count stay as they are.
         """
-        parameters = self.parameters
         if max_grad_norm is not None and np.isfinite(max_grad_norm).any():
-            self._clip(torch.as_tensor(max_grad_norm, dtype=torch.float32, device=parameters.flat.device))
-        masked = active is not None and not active.all()
-        before = [x.clone() for x in (parameters.flat, self.first_moment, self.second_moment)] if masked else []
-
-        beta1, beta2 = self.betas
-        steps = self.steps + 1
-        correction = np.sqrt(1 - beta2**steps)
-        self.first_moment.lerp_(parameters.grad, 1 - beta1)
-        self.second_moment.mul_(beta2).addcmul_(parameters.grad, parameters.grad, value=1 - beta2)
-        denominator = self.second_moment.sqrt()
-        self._per_run("add_", denominator, self.epsilon * correction)
-        update = torch.div(self.first_moment, denominator, out=denominator)
-        self._per_run("mul_", update, learning_rate * correction / (1 - beta1**steps))
-        parameters.flat.sub_(update)
-
-        if masked:
-            assert active is not None
-            self._restore(before, active)
-            steps = np.where(active, steps, self.steps)
-        self.steps = steps
-
-    def _per_run(self, operation: str, flat: Tensor, values: np.ndarray) -> None:
-        """Add to, or multiply, each run's elements by its value; the same bits for one scalar and for a column."""
-        values = values.astype(np.float32)
-        if (values == values[0]).all():
-            getattr(flat, operation)(float(values[0]))
+            self._clip(torch.as_tensor(max_grad_norm, dtype=torch.float32, device=self.parameters.flat.device))
+        active = np.ones(self.parameters.num_runs, bool) if active is None else active
+        everyone = bool(active.all())
+        self.steps = self.steps + active
+        alike = (learning_rate == learning_rate[0]).all() and (self.steps == self.steps[0]).all()
+        buffers = (self.parameters.flat, self.parameters.grad, self.first_moment, self.second_moment)
+        if everyone and alike:
+            self._update([[buffer] for buffer in buffers], float(learning_rate[0]), int(self.steps[0]))
             return
-        column = torch.from_numpy(values).to(flat.device)
-        for view in self.parameters.split(flat).values():
-            getattr(view, operation)(column.view(-1, *(1,) * (view.ndim - 1)))
+        together: dict[tuple[float, int], list[int]] = defaultdict(list)
+        for run in np.nonzero(active)[0].tolist():
+            together[float(learning_rate[run]), int(self.steps[run])].append(run)
+        for (rate, steps), runs in together.items():
+            self._update([self.parameters.slices(buffer, runs) for buffer in buffers], rate, steps)
+
+    def _update(self, buffers: list[list[Tensor]], learning_rate: float, steps: int) -> None:
+        count = torch.tensor(float(steps), device=self.parameters.flat.device)
+        weights, grads, first_moments, second_moments = buffers
+        torch._fused_adam_(
+            weights,
+            grads,
+            first_moments,
+            second_moments,
+            [],
+            [count] * len(weights),
+            lr=learning_rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=0.0,
+            eps=self.epsilon,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def _clip(self, max_norm: Tensor) -> None:
-        views = self.parameters.split(self.parameters.grad).values()
+        views = self.parameters.grads.values()
         norms = torch.stack([torch.linalg.vector_norm(view.flatten(1), dim=1) for view in views], 1)  # [R, segments]
         scale = torch.clamp(max_norm / (torch.linalg.vector_norm(norms, dim=1) + 1e-6), max=1.0)
         for view in views:
             view.mul_(scale.view(-1, *(1,) * (view.ndim - 1)))
-
-    def _restore(self, before: list[Tensor], active: np.ndarray) -> None:
-        keep = torch.from_numpy(active).to(self.parameters.flat.device)
-        for old, new in zip(before, (self.parameters.flat, self.first_moment, self.second_moment), strict=True):
-            for old_view, view in zip(
-                self.parameters.split(old).values(), self.parameters.split(new).values(), strict=True
-            ):
-                view.copy_(torch.where(keep.view(-1, *(1,) * (view.ndim - 1)), view, old_view))
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""

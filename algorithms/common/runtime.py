@@ -19,7 +19,9 @@ def prepare() -> None:
     """
     for name in THREAD_VARIABLES:
         os.environ[name] = "1"
-    os.environ.setdefault("MKL_CBWR", "AVX512" if "avx512f" in cpu_flags() else "AVX2" if "avx2" in cpu_flags() else "COMPATIBLE")
+    flags = cpu_flags()
+    branch = "AVX512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "COMPATIBLE"
+    os.environ.setdefault("MKL_CBWR", branch)
     keep_freed_memory()
 
 

@@ -38,7 +38,7 @@ from analysis.rule import INCONCLUSIVE, NOT_COMPARABLE, Verdict
 from analysis.statistics import Interval
 
 BEST, UNBOUNDED, CULPRIT = "clip-0.2", "no-clip", "HalfCheetah"  # rows and task that the paper's text speaks of
-REPS = 5000
+REPS = 2000
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ def resample_weights(runs: int, tasks: int, generator: Generator, reps: int) -> 
     For statistics that are linear in the empirical distribution of each task this is the bootstrap by matrix products.
     """
     rng = np.random.default_rng(generator)
-    return rng.multinomial(runs, np.full(runs, 1.0 / runs), size=(reps, tasks)) / runs
+    rows = reps * tasks
+    drawn = rng.integers(runs, size=(rows, runs)) + runs * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * runs).reshape(reps, tasks, runs) / runs
 
 
 def percentiles(samples: np.ndarray, size: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

@@ -226,7 +226,7 @@ def _beyond(axes: Axes, y: float, value: float, colour: Any) -> bool:
     if left <= value <= right:
         return False
     low = value < left
-    text = f"◀ {value:.3g}".replace("-", "−") if low else f"{value:.3g} ▶"
+    text = f"◀ {_count(value)}".replace("-", "−") if low else f"{_count(value)} ▶"
     axes.annotate(text, (0.0 if low else 1.0, y), va="center",
                   xycoords=("axes fraction", "data"), xytext=(2 if low else -2, 0), textcoords="offset points",
                   ha="left" if low else "right", fontsize=8.0, color=colour, zorder=6)  # fmt: skip
@@ -358,8 +358,45 @@ def intervals(
         axes.set_xlabel("← lower is better" if "gap" in metric.lower() else "higher is better →", fontsize=7.8)
         axes.set_yticks(heights, labels)
         axes.set_ylim(-0.6, len(labels) - 0.4)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
         _rows_on_the_left(axes)
+    return figure
+
+
+@styled
+def runs(
+    table: pd.DataFrame,
+    means: pd.DataFrame,
+    caption: str,
+    title: str = "Every run's score",
+    order: Sequence[str] | None = None,
+) -> Figure:
+    """`table` (task, label, score) as dots, `means` (task, label, estimate, low, high) as bars; one panel per task."""
+    tasks, labels = list(dict.fromkeys(table["task"])), _order(table["label"], order)
+    look = looks(labels)
+    columns = 1 if len(tasks) == 1 else 2 if len(tasks) in (2, 4) else 3
+    rows = -(-len(tasks) // columns)
+    figure = _figure(WIDTH, rows * (0.19 * len(labels) + 0.55) + 0.1, title, caption)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    heights = np.arange(len(labels))[::-1]
+    spread = np.random.default_rng(0)
+    for task, axes in zip(tasks, grid.flat, strict=False):
+        middle = means[means["task"] == task].set_index("label").reindex(labels)
+        axes.set_xlim(_limits([*middle["estimate"], *table[table["task"] == task]["score"]], reach=2.0))
+        _forest(axes, heights, middle, [look[label].hue for label in labels])
+        for y, label in zip(heights, labels, strict=True):
+            values = table[(table["task"] == task) & (table["label"] == label)]["score"].to_numpy(dtype=float)
+            jitter = spread.uniform(-0.22, 0.22, len(values))
+            shade = max(0.12, 0.7 / max(1.0, len(values) / 10))
+            axes.plot(values, y + jitter, "o", color=look[label].hue, markersize=2.6, alpha=shade, markeredgewidth=0)
+        axes.set_title(task, fontsize=9.0 if len(task) < 20 or columns < 3 else 8.2)
+        axes.set_yticks(heights, labels)
+        axes.set_ylim(-0.6, len(labels) - 0.4)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(_count))
+        _rows_on_the_left(axes)
+    for axes in grid.flat[len(tasks) :]:
+        axes.set_axis_off()
     return figure
 
 

@@ -44,7 +44,7 @@ def draw(this: Study, headline: Table, found: Sequence[verify.Verdict], folder: 
     made: list[Picture] = []
 
     def add(name: str, title: str, text: str, plot: Callable[..., Any], table: pd.DataFrame, **more: Any) -> None:
-        paths = figures.save(plot(table, text, title=title, **more), folder, name)
+        paths = figures.save(plot(table, caption=text, title=title, **more), folder, name)
         made.append(Picture(name, title, text, paths["svg"]))
 
     for name in dict.fromkeys(one.table for one in found):
@@ -67,6 +67,19 @@ def draw(this: Study, headline: Table, found: Sequence[verify.Verdict], folder: 
         text = caption(this, about, normalized=False)
         add("curves", "Learning curves", text, figures.learning_curves, rows, order=this.order)
 
+    table = this.scored.assign(label=[this.labels[pair] for pair in this.pairs(this.scored)])
+    if len(table):
+        text = caption(this, "Dot: a run; ring and bar: their mean and its 95 % bootstrap interval.", normalized=False)
+        add("runs", "Every run's score", text, figures.runs, table, means=mean_rows(table), order=this.order)
+
+    raw = {name: scores.score_matrix(this.results.runs, *pair, this.tasks) for pair, name in this.labels.items()}
+    whole = {name: matrix.scores for name, matrix in raw.items() if matrix.scores.size}
+    if len(whole) > 1:
+        best = baseline(this, whole)
+        about = f"Chance that a run of {best} scores above one of the other on a task, mean over tasks; bar: {BAND}."
+        text = caption(this, about, normalized=False)
+        add("improvement", "Probability of improvement", text, figures.improvement, improvement_rows(best, whole))
+
     normal = {name: matrix.scores for name, matrix in this.matrices.items() if len(matrix.scores)}
     if not normal:
         return made
@@ -81,11 +94,6 @@ def draw(this: Study, headline: Table, found: Sequence[verify.Verdict], folder: 
         about = f"Line: interquartile mean over tasks and seeds of the {CURVE}; band: pointwise {around}."
         text = caption(this, about)
         add("efficiency", "Sample efficiency", text, figures.sample_efficiency, rows, order=this.order)
-    if len(normal) > 1:
-        best = baseline(this, normal)
-        about = f"Chance that a run of {best} scores above one of the other on a task, mean over tasks; bar: {BAND}."
-        rows = improvement_rows(best, normal)
-        add("improvement", "Probability of improvement", caption(this, about), figures.improvement, rows)
     return made
 
 
@@ -173,10 +181,25 @@ def improvement_rows(best: str, normal: dict[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame(parts)
 
 
-def baseline(this: Study, normal: dict[str, np.ndarray]) -> str:
-    """The setting that the others are compared with: the experiment's, else the one with the best mean."""
+def baseline(this: Study, whole: dict[str, np.ndarray]) -> str:
+    """The setting that the others are compared with: the experiment's, else the one with the best mean (rank)."""
     wanted = (this.results.experiment.get("report") or {}).get("baseline")
-    return wanted if wanted in normal else max(normal, key=lambda name: float(normal[name].mean()))
+    if wanted in whole:
+        return str(wanted)
+    if this.matrices:
+        return max(whole, key=lambda name: float(this.matrices[name].scores.mean()))
+    means = pd.DataFrame({name: values.mean(axis=0) for name, values in whole.items()})  # [E, settings]
+    return str(means.rank(axis=1).mean().idxmax())
+
+
+def mean_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """task, label, estimate, low, high: the mean over the runs of each task and setting."""
+    parts = []
+    for (task, label), group in table.groupby(["task", "label"], sort=False):
+        interval = mean_interval(group["score"].to_numpy(float))
+        parts.append(pd.DataFrame([{"task": task, "label": label, "estimate": interval.point,
+                                    "low": interval.low, "high": interval.high}]))  # fmt: skip
+    return stacked(parts)
 
 
 def ablation(this: Study) -> pd.DataFrame:

@@ -94,6 +94,14 @@ def protocol(this: Study) -> list[str]:
     ]
 
 
+def command_line(results: Results) -> str:
+    """The command that made the runs, as one would type it."""
+    command = results.experiment.get("command") or ["run_bench.py", "run", results.name]
+    words = shlex.split(command) if isinstance(command, str) else [str(word) for word in command]
+    words = words[1:] if Path(words[0]).name.startswith("python") else words
+    return shlex.join(["python", Path(words[0]).name, *words[1:]])
+
+
 def data_uri(path: Path) -> str:
     """An SVG as an address that needs no file and no network."""
     return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
@@ -134,7 +142,7 @@ def compose(this: Study, out_dir: Path, command: str | None = None) -> tuple[Pat
     lead, by_task, troubles = tables.headline(this), tables.task_table(this), tables.trouble_table(this)
     parts: dict[str, list[Table]] = {
         "verdicts": tables.verdict_tables(found),
-        "scores": [lead] if lead.name == by_task.name else [lead, by_task],
+        "scores": [lead, by_task] if lead.name != by_task.name and len(results.tasks) > 1 else [lead],
         "claims": [tables.claim_table(decided)] if decided else [],
         "troubles": [troubles] if len(troubles.shown) else [],
         "anchors": [tables.anchor_table(this)] if this.anchors is not None else [],
@@ -169,7 +177,7 @@ def compose(this: Study, out_dir: Path, command: str | None = None) -> tuple[Pat
         protocol=protocol(this),
         provenance=provenance(results, manifests),
         shipped=results.shipped,
-        made_by=results.experiment.get("command") or f"python run_bench.py run {results.name}",
+        made_by=command_line(results),
         report_command=command or f"python run_bench.py report {results.name}",
         most=SHOWN,
     )

@@ -60,6 +60,10 @@ class Study:
         """The runs that have a score."""
         return self.results.runs[np.isfinite(self.results.runs["score"].astype(float))]
 
+    def pairs(self, runs: pd.DataFrame) -> list[tuple[str, str]]:
+        """(algorithm, variant) of each row."""
+        return list(zip(runs["algorithm"], runs["variant"], strict=True))
+
 
 # Words and numbers ----------------------------------------------------------------------------------------------------
 
@@ -118,6 +122,8 @@ def study(results: Results) -> Study:
     try:
         if not made.tasks:
             made.raw = "no task has a score from every setting yet"
+        elif len(results.tasks) == 1:
+            made.raw = "with a single task, returns say it all"
         elif wanted and wanted not in scores.READINGS:
             made.anchors = scores.table_anchors(wanted)
         elif wanted is None and len(made.labels) < 2:
@@ -171,6 +177,8 @@ def caption(this: Study, about: str, normalized: bool = True) -> str:
 
 def headline(this: Study) -> Table:
     """What the page and the terminal lead with: aggregates, or returns by task where nothing is normalized."""
+    if len(this.results.tasks) == 1:
+        return single_task_table(this)
     return headline_table(this) if this.matrices else task_table(this)
 
 
@@ -217,6 +225,24 @@ def task_table(this: Study) -> Table:
     n = span(len(values) for values in groups.values())
     note = f"Mean raw episode return, {n} runs per cell; statistic {this.results.statistic}. In brackets: {INTERVAL}."
     return Table("tasks", "Scores by task", pd.DataFrame(rows), pd.DataFrame(cells), note)
+
+
+def single_task_table(this: Study) -> Table:
+    """The runs of each setting on the one task there is: mean with its interval, middle and range."""
+    rows, cells = [], []
+    for (algorithm, variant), name in this.labels.items():
+        mine = this.scored[(this.scored["algorithm"] == algorithm) & (this.scored["variant"] == variant)]
+        values = mine["score"].to_numpy(float)
+        row: dict[str, Any] = {"setting": name, "seeds": len(values)}
+        row |= dict(zip(("mean", "low", "high"), mean_interval(values), strict=True))
+        for key, of in (("IQM", lambda x: statistics.iqm(x[:, None])), ("lowest", np.min), ("highest", np.max)):
+            row[key] = float(of(values)) if len(values) else np.nan
+        rows.append(row)
+        shown = {"mean return": spanned(row["mean"], row["low"], row["high"])}
+        shown |= {key: number(row[key]) for key in ("IQM", "lowest", "highest")}
+        cells.append({"setting": name, "seeds": str(len(values))} | shown)
+    note = f"Raw episode returns; statistic {this.results.statistic}. In brackets: {INTERVAL}."
+    return Table("headline", f"Returns on {this.results.tasks[0]}", pd.DataFrame(rows), pd.DataFrame(cells), note)
 
 
 def mean_interval(values: np.ndarray) -> Interval:
@@ -319,7 +345,7 @@ def trouble_table(this: Study) -> Table:
         {
             "status": rows["status"],
             "task": rows["task"],
-            "setting": [this.labels[pair] for pair in zip(rows["algorithm"], rows["variant"], strict=True)],
+            "setting": [this.labels[pair] for pair in this.pairs(rows)],
             "seed": rows["seed"].map(str),
             "reached": [f"{at:.0%}" for at in (rows["env_steps"] / rows["steps"].fillna(np.inf)).astype(float)],
             "counted as": rows["score"].map(number),

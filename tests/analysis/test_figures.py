@@ -39,6 +39,9 @@ def compared(labels: list[str]) -> pd.DataFrame:
 DRAWN: list[Callable[[list[str]], Figure]] = [
     lambda labels: figures.learning_curves(lines(labels, "env_steps", ["A-v1", "LongNamedTask-v5"]), CAPTION),
     lambda labels: figures.intervals(pd.concat([banded(label=labels, metric=m) for m in ("mean", "IQM")]), CAPTION),
+    lambda labels: figures.runs(
+        compared(labels).assign(task="A-v1", score=0.2), banded(task="A-v1", label=labels), CAPTION
+    ),
     lambda labels: figures.profiles(lines(labels, "tau"), CAPTION),
     lambda labels: figures.sample_efficiency(lines(labels, "env_steps"), CAPTION),
     lambda labels: figures.improvement(banded(x=labels[0], y=labels), CAPTION),

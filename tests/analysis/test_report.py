@@ -118,8 +118,8 @@ def test_a_single_run_reports_its_return_and_no_interval(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "report:" in out and "CartPole-v1" in out
     text = (tmp_path / "out" / "index.html").read_text()
-    assert "a single setting has nothing to be normalized against" in text
-    table = pd.read_csv(tmp_path / "out" / "tables" / "tasks.csv")
+    assert "with a single task, returns say it all" in text
+    table = pd.read_csv(tmp_path / "out" / "tables" / "headline.csv")
     assert np.isfinite(table.loc[0, "mean"]) and np.isnan(table.loc[0, "low"])
 
 

@@ -15,11 +15,15 @@ DONE, CRASHED, REFUSED, DISK_FULL, STOPPED = 0, 1, 3, 4, 5  # exit codes of a wo
 
 
 class UserError(Exception):
-    """A message for the person at the terminal: names the value, the rule it breaks and the cure."""
+    """The call was wrong: a message that names the value, the rule it breaks and the cure."""
 
-    def __init__(self, message: str, code: int = WRONG_CALL):
-        super().__init__(message)
-        self.code = code
+    code = WRONG_CALL
+
+
+class ResultsError(UserError):
+    """What is on disk cannot be read, is in use, or must not be mixed with what was asked for."""
+
+    code = FELL_SHORT
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -32,7 +36,7 @@ def import_plugins() -> None:
     """Import the modules named in `TOUCHSTONE_PLUGINS` (comma separated), here and in every worker.
 
     The seam for what does not live in this repository: a module may register an algorithm or a task when imported.
-    The tests use it to train fakes that crash, raise or turn NaN on purpose.
+    The tests use it to train fakes that crash, raise or turn NaN to order.
     """
     for name in filter(None, os.environ.get("TOUCHSTONE_PLUGINS", "").split(",")):
         importlib.import_module(name)

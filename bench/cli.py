@@ -29,9 +29,11 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are `UserError`s, with near names for misspelt options."""
 
     def error(self, message: str) -> NoReturn:
+        """Where argparse would print usage and exit."""
         raise UserError(f"{message}; see {self.prog} --help")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; an unknown option is answered with those nearest to it."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             options = {option for action in self._actions for option in action.option_strings}
@@ -115,7 +117,8 @@ def add_settings(parser: argparse.ArgumentParser, algorithm: str) -> dict[str, A
     if algorithm not in algorithms.names():
         known = algorithms.names()
         raise UserError(f"unknown algorithm {algorithm!r}{near(algorithm, known)}; there are: {', '.join(known)}")
-    hints = typing.get_type_hints(config.config_class(algorithm))
+    settings = config.config_class(algorithm)
+    hints = typing.get_type_hints(settings) | dict.fromkeys(config.per_run_fields(settings), float)
     parser.add_argument("--preset", help=f"one of {', '.join(config.presets(algorithm)) or 'none yet'}")
     group = parser.add_argument_group(
         "settings", "one value, or several between commas for one variant each; sizes as 64x64"

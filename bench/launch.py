@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import suites
 from bench import (
     ALL_WELL,
     DISK_FULL,
@@ -23,6 +24,7 @@ from bench import (
     REFUSED,
     ROOT,
     STOPPED,
+    ResultsError,
     UserError,
     near,
     plan,
@@ -43,7 +45,6 @@ class Job:
     steps: int
     state: str = "waiting"  # waiting | running | done | failed | stopped
     reason: str | None = None
-    attempts: int = 0
     env_steps: int = 0  # of each run
     saved_at: int = 0  # env_steps of the last checkpoint
     crashes: list[int] = field(default_factory=list)  # `saved_at` at each of them
@@ -68,37 +69,36 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """One worker process per core on this machine, one thread each; a worker that dies is started again."""
+    """Worker processes on this machine, one thread each; a worker that dies is started again."""
 
     def __init__(self, workers: int):
         self.workers = workers
-        self.processes: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+        self.processes: list[tuple[Job, subprocess.Popen[bytes]]] = []
 
     def run(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Longest first, as they come; a full disk stops everything."""
+        """In the order of the jobs; a full disk stops everything."""
         waiting = list(jobs)
         while waiting or self.processes:
             while waiting and len(self.processes) < self.workers:
                 self._start(waiting.pop(0))
             yield
             time.sleep(0.1)
-            for pid, (job, process) in list(self.processes.items()):
-                code = process.poll()
-                if code is None:
+            for job, process in list(self.processes):
+                if (code := process.poll()) is None:
                     continue
-                del self.processes[pid]
+                self.processes.remove((job, process))
                 if self._again(job, code):
                     waiting.insert(0, job)
-                if job.reason == FULL:
-                    waiting.clear()
-                    self.stop(0.0)
+            if any(job.reason == FULL for job in jobs):
+                waiting.clear()
+                self.stop(0.0)
 
     def stop(self, patience: float) -> None:
         """SIGTERM, then SIGKILL."""
-        for _, process in self.processes.values():
+        for _, process in self.processes:
             process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + patience
-        for job, process in self.processes.values():
+        for job, process in self.processes:
             try:
                 process.wait(max(deadline - time.monotonic(), 0.01))
             except subprocess.TimeoutExpired:
@@ -108,36 +108,37 @@ class LocalEngine:
         self.processes.clear()
 
     def _start(self, job: Job) -> None:
-        job.state, job.attempts = "running", job.attempts + 1
+        job.state = "running"
+        command = [sys.executable, "-m", "bench.drive", str(job.folder.resolve()), str(os.getpid())]
         with open(job.folder / store.LOG, "ab") as log:
+            # A session of its own: Ctrl-C reaches the launcher alone, which then stops the workers in order.
             process = subprocess.Popen(
-                [sys.executable, "-m", "bench.drive", str(job.folder.resolve()), str(os.getpid())],
-                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,  # Ctrl-C reaches the launcher alone, which then stops the workers in order
-            )  # fmt: skip
-        self.processes[process.pid] = job, process
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.processes.append((job, process))
 
     def _again(self, job: Job, code: int) -> bool:
         """Note how a worker ended; true if it is to be started again."""
         job.look()
         job.state = {DONE: "done", STOPPED: "stopped"}.get(code, "failed")
-        if code in (DONE, STOPPED):
+        if job.state != "failed":
             return False
+        log = job.folder / store.LOG
         if code == DISK_FULL:
             job.reason = FULL
             return False
         if code == REFUSED:
-            job.reason = last_line(job.folder / store.LOG).removeprefix("error: ")
+            job.reason = last_line(log).removeprefix("error: ")
             return False
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = " (out of memory?)" if -code == signal.SIGKILL else f": {last_line(job.folder / store.LOG)}"
         job.crashes.append(job.saved_at)
-        stuck = len(job.crashes) > 1 and job.crashes[-1] == job.crashes[-2]  # no progress between the last two
-        if stuck or job.attempts > MAX_RETRIES:
-            job.reason = f"its worker {how}{hint}, {job.attempts} times; see {job.folder / store.LOG}"
-            return False
-        job.state = "waiting"
-        return True
+        progress = len(job.crashes) == 1 or job.crashes[-1] > job.crashes[-2]
+        if progress and len(job.crashes) <= MAX_RETRIES:
+            job.state = "waiting"
+            return True
+        hint = " (out of memory?)" if -code == signal.SIGKILL else f" ({last_line(log)})"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        job.reason = f"its worker {how}{hint}, {len(job.crashes)} times; see {log}"
+        return False
 
 
 def find_engine(name: str, workers: int) -> Engine:
@@ -146,7 +147,7 @@ def find_engine(name: str, workers: int) -> Engine:
         return LocalEngine(workers)
     if name == "ray":
         raise UserError("--engine ray is not built yet; use --engine local")
-    raise UserError(f"unknown engine {name!r}{near(name, ['local', 'ray'])}; there is: local")
+    raise UserError(f"unknown engine {name!r}{near(name, ['local', 'ray'])}; use --engine local")
 
 
 def last_line(path: Path) -> str:
@@ -157,23 +158,24 @@ def last_line(path: Path) -> str:
     return ""
 
 
-# ------------------------------------------------------------------------------------------------------ an experiment
+# ---- an experiment -------------------------------------------------------------------------------------------------
+
+
 def results_folder(out: Path, experiment: str) -> Path:
     """Where an experiment's results are, made if missing. Refuses places that are not ours or not writable."""
     root = out / experiment
     try:
         root.mkdir(parents=True, exist_ok=True)
-        foreign = any(root.iterdir()) and not (root / "experiment.json").exists() and not (root / ".lock").exists()
-        if foreign:
-            raise UserError(f"{root} is not empty and holds no experiment.json, so it is not a results folder of this "
-                            "program; use another --out", FELL_SHORT)  # fmt: skip
+        if {path.name for path in root.iterdir()} and not any(
+            (root / name).exists() for name in ("experiment.json", ".lock")
+        ):
+            raise ResultsError(f"{root} holds files but no experiment.json: it is no results folder; use another --out")
         with open(root / ".lock", "a"):
-            pass
+            return root
     except OSError as error:
         if error.errno in store.NO_SPACE:
             raise
-        raise UserError(f"cannot write results to {root} ({error.strerror}); use another --out", FELL_SHORT) from None
-    return root
+        raise ResultsError(f"cannot write results to {root} ({error.strerror}); use another --out") from None
 
 
 def run(
@@ -181,7 +183,7 @@ def run(
     out: Path,
     *,
     workers: int,
-    group_size: int,
+    group_size: int = 33,
     engine: str = "local",
     device: str = "auto",
     checkpoint_seconds: float = 45.0,
@@ -189,32 +191,35 @@ def run(
     command: Sequence[str] = (),
 ) -> int:
     """Train what is not yet trained of an experiment. Returns the exit code."""
-    import suites
-
     chosen = find_engine(engine, workers)
     experiment = plan.resolve(experiment)
     root = results_folder(out, experiment.name)
-    with store.locked(root / ".lock", str(os.getpid()), wait=1.0):
-        tasks = dict.fromkeys(run.task for run in experiment.runs)
-        fingerprints = {task: suites.fingerprint(task) for task in tasks}
-        kinds = {task: suites.find_task(task).kind for task in tasks}
-        groups, ended = plan.outstanding(
-            experiment, root, fingerprints, group_size=group_size, workers=workers, kinds=kinds
+    with store.locked(root / ".lock", wait=1.0):  # `status` holds it for a moment
+        fingerprints = {task: suites.fingerprint(task) for task in experiment.tasks}
+        groups, ended = plan.outstanding(experiment, root, fingerprints, group_size, workers)
+        store.write_json(
+            root / "experiment.json",
+            {
+                "name": experiment.name,
+                "source": experiment.source,
+                "command": list(command),
+                "experiment": experiment.raw,
+                "runs": [run.path for run in experiment.runs],
+            },
         )
-        store.write_json(root / "experiment.json", {
-            "name": experiment.name, "source": experiment.source, "experiment": experiment.raw, "command": list(command),
-            "runs": [run.path for run in experiment.runs],
-        })  # fmt: skip
-        print(f"{experiment.name}: {len(ended)} of {len(experiment.runs)} runs have ended; "
-              f"to train: {sum(len(group.runs) for group in groups)} (groups: {len(groups)}, workers: {workers}) into {root}",
-              flush=True)  # fmt: skip
+        print(
+            f"{experiment.name}: {len(ended)} of {len(experiment.runs)} runs have ended, to train: "
+            f"{sum(len(group.runs) for group in groups)} (groups: {len(groups)}, workers: {workers}), into {root}",
+            flush=True,
+        )
+        settings = {"device": device, "checkpoint_seconds": checkpoint_seconds, "tensorboard": tensorboard}
         jobs = []
         for group in groups:
             folder = root / ".groups" / group.id
             if group.adopted is None:
-                plan.write_plan(experiment, group, folder, fingerprints[group.runs[0].task], device=device,
-                                checkpoint_seconds=checkpoint_seconds, tensorboard=tensorboard)  # fmt: skip
-                (folder / store.PROGRESS).unlink(missing_ok=True)
+                plan.write_plan(experiment, group, folder, fingerprint=fingerprints[group.runs[0].task], **settings)
+                for old in (store.PROGRESS, store.CHECKPOINT):
+                    (folder / old).unlink(missing_ok=True)
             jobs.append(Job(folder, len(group.runs), group.runs[0].steps))
             jobs[-1].look()
         stopped = supervise(chosen, jobs)
@@ -225,7 +230,7 @@ def run(
 
 
 def supervise(engine: Engine, jobs: Sequence[Job]) -> bool:
-    """Run the jobs with a progress display. True if it was stopped by Ctrl-C or SIGTERM before the end."""
+    """Run the jobs with a progress display. True if Ctrl-C or SIGTERM stopped them before the end."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -235,26 +240,24 @@ def supervise(engine: Engine, jobs: Sequence[Job]) -> bool:
         with Display(jobs) as display:
             for _ in engine.run(jobs):
                 display.update()
-        return False
     except KeyboardInterrupt:
-        print("stopping: the workers finish their iteration and save (again Ctrl-C: at once)", flush=True)
+        print("stopping: the workers finish their iteration and save (Ctrl-C again: at once)", flush=True)
         try:
             engine.stop(PATIENCE)
         except KeyboardInterrupt:
             engine.stop(0.0)
-        return True
     finally:
         signal.signal(signal.SIGTERM, before)
+    return any(job.state in ("waiting", "stopped") for job in jobs)
 
 
 def mark_failed(root: Path, job: Job) -> None:
     """Write down that the runs of a group could not be finished, and why. Its checkpoint stays: a rerun tries again."""
     contents = store.read_json(job.folder / store.PLAN)
-    for index, member in enumerate(contents["runs"]):
-        directory = root / plan.Run(**member).path
-        directory.mkdir(parents=True, exist_ok=True)
+    for index, run in enumerate(plan.members(job.folder / store.PLAN)):
+        (directory := root / run.path).mkdir(parents=True, exist_ok=True)
         manifest = store.read_manifest(directory) or plan.base_manifest(contents, index, job.folder.name)
-        if manifest.get("status") in (None, store.RUNNING, store.FAILED):
+        if manifest.get("status", store.RUNNING) in (store.RUNNING, store.FAILED):
             store.write_json(directory / store.MANIFEST, manifest | {"status": store.FAILED, "error": job.reason})
 
 
@@ -262,35 +265,33 @@ def conclude(experiment: plan.Experiment, root: Path, jobs: Sequence[Job], stopp
     """Print how it ended; the exit code."""
     manifests = {run.path: store.read_manifest(root / run.path) or {} for run in experiment.runs}
     counts = Counter(manifest.get("status", "missing") for manifest in manifests.values())
+    print(f"{experiment.name}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     reasons: dict[str, list[str]] = {}
     for path, manifest in manifests.items():
         if manifest.get("status") in (store.FAILED, store.DIVERGED):
             reasons.setdefault(f"{manifest['status']}: {manifest.get('error')}", []).append(path)
-    print(f"{experiment.name}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     for reason, paths in reasons.items():
-        print(f"  {len(paths)} runs ({paths[0]}{', ...' if len(paths) > 1 else ''}) {reason}")
-    for job in jobs:
-        if job.state == "failed" and job.reason != FULL:
-            print(f"error: group {job.folder.name} ({job.runs} runs): {job.reason}", file=sys.stderr)
-    if any(job.reason == FULL for job in jobs):
-        print(
-            f"error: {FULL} ({root}); free some space, then the same command goes on from the last checkpoints",
-            file=sys.stderr,
-        )
+        print(f"  {paths[0]}{f' and {len(paths) - 1} more' if paths[1:] else ''} {reason}")
+    broken = {job.reason for job in jobs if job.state == "failed"}
+    for problem in broken - {FULL}:
+        print(f"error: {problem}", file=sys.stderr)
+    if FULL in broken:
+        print(f"error: {FULL} ({root}); free some space, then the same command goes on", file=sys.stderr)
     elif stopped:
         print("stopped; the same command goes on from the last checkpoints")
-    well = counts[store.FINISHED] == len(manifests) and not any(job.state == "failed" for job in jobs)
-    return ALL_WELL if well else FELL_SHORT
+    return ALL_WELL if counts[store.FINISHED] == len(manifests) and not broken else FELL_SHORT
 
 
-# ----------------------------------------------------------------------------------------------------------- progress
+# ---- progress ------------------------------------------------------------------------------------------------------
+
+
 class Display:
     """Runs done, env steps per second, time left, failures: a live line on a terminal, else a line now and then."""
 
     EVERY = 30.0  # seconds between plain lines
 
     def __init__(self, jobs: Sequence[Job]):
-        self.jobs = jobs
+        self.jobs, self.total = jobs, sum(job.runs * job.steps for job in jobs)
         self.begin = self.told = time.monotonic()
         self.first = self._steps()
         self.bar: Any = None
@@ -299,46 +300,41 @@ class Display:
         if sys.stdout.isatty() and self.jobs:
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self.bar = Progress(
-                TextColumn("{task.percentage:3.0f} %"),
-                BarColumn(),
-                TextColumn("{task.description}"),
-                refresh_per_second=4,
-            )
-            self.task = self.bar.add_task("starting", total=sum(job.runs * job.steps for job in self.jobs))
+            self.bar = Progress(TextColumn("{task.percentage:3.0f} %"), BarColumn(), TextColumn("{task.description}"))
+            self.task = self.bar.add_task("starting", total=self.total)
             self.bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.update(last=True)
+        self._show()
         if self.bar:
             self.bar.stop()
+
+    def update(self) -> None:
+        """Show the workers' progress if it is time to."""
+        if time.monotonic() - self.told >= (0.5 if self.bar else self.EVERY):
+            self._show()
+
+    def _show(self) -> None:
+        self.told = time.monotonic()
+        for job in self.jobs:
+            if job.state == "running":
+                job.look()
+        done = self._steps()
+        rate = (done - self.first) / max(self.told - self.begin, 1e-9)
+        runs = {state: sum(job.runs for job in self.jobs if job.state == state) for state in ("done", "failed")}
+        text = f"{runs['done']}/{sum(job.runs for job in self.jobs)} runs, {rate:,.0f} env steps/s"
+        text += f", {duration((self.total - done) / rate)} left" if rate and done < self.total else ""
+        text += f", {runs['failed']} failed" if runs["failed"] else ""
+        if self.bar:
+            self.bar.update(self.task, completed=done, description=text)
+        elif self.jobs:
+            print(f"{done / self.total:4.0%} {text}", flush=True)
 
     def _steps(self) -> int:
         return sum(
             job.runs * (job.steps if job.state == "done" else min(job.env_steps, job.steps)) for job in self.jobs
         )
-
-    def update(self, last: bool = False) -> None:
-        """Read the workers' progress and show it, once a second at most."""
-        moment = time.monotonic()
-        if moment - self.told < (0.5 if self.bar else self.EVERY) and not (last and moment - self.begin > 1):
-            return
-        self.told = moment
-        for job in self.jobs:
-            if job.state == "running":
-                job.look()
-        done, total = self._steps(), sum(job.runs * job.steps for job in self.jobs)
-        rate = (done - self.first) / max(moment - self.begin, 1e-9)
-        left = f"{duration((total - done) / rate)} left" if rate > 0 and done < total else ""
-        runs = sum(job.runs for job in self.jobs if job.state == "done")
-        failed = sum(job.runs for job in self.jobs if job.state == "failed")
-        text = f"{runs}/{sum(job.runs for job in self.jobs)} runs, {rate:,.0f} env steps/s"
-        text += (f", {left}" if left else "") + (f", {failed} failed" if failed else "")
-        if self.bar:
-            self.bar.update(self.task, completed=done, description=text)
-        elif total:
-            print(f"{done / total:4.0%} {text}", flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -10,22 +10,31 @@ from __future__ import annotations
 import heapq
 import itertools
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench import FELL_SHORT, ROOT, UserError, near, store
+import algorithms
+import suites
+from bench import ROOT, ResultsError, UserError, near, store
 
 EXPERIMENTS = ROOT / "suites" / "experiments"
 DEFAULT_VARIANT = "default"
 
-# The shape of an experiment file: key -> accepted types. [score], [report] and [published] belong to analysis.
-TOP = {"title": (str,), "description": (str,), "suite": (str,), "tasks": (list, dict), "steps": (int,), "seeds": (int, list),
-       "first_seed": (int,), "algorithms": (list,), "evaluation": (dict,), "score": (dict,), "report": (dict,),
-       "published": (dict, list)}  # fmt: skip
+# The shape of an experiment file, key -> types. [score], [report] and [published] are checked by analysis.
+EXPERIMENT: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("title", "description", "suite"), (str,)),
+    **dict.fromkeys(("steps", "first_seed"), (int,)),
+    **dict.fromkeys(("evaluation", "score", "report"), (dict,)),
+    "seeds": (int, list),
+    "tasks": (list, dict),
+    "algorithms": (list,),
+    "published": (dict, list),
+}
 ALGORITHM = {"name": (str,), "preset": (str,), "overrides": (dict,), "variants": (dict,)}
-EVALUATION = {"period": (int,), "episodes": (int,)}
+EVALUATION = {"period": (int,), "episodes": (int,)}  # env_steps; in each of so many fresh environments
 TASK = {"steps": (int,)}
 
 
@@ -49,11 +58,6 @@ class Run:
         variant = "" if self.variant == DEFAULT_VARIANT else f"+{self.variant}"
         return f"{self.task}/{self.algorithm}{variant}/{self.seed}"
 
-    @property
-    def config_digest(self) -> str:
-        """A short name for the resolved configuration."""
-        return store.digest(self.config)
-
 
 @dataclass(frozen=True)
 class Group:
@@ -65,26 +69,28 @@ class Group:
     @property
     def id(self) -> str:
         """A name that follows from the members."""
-        first = self.runs[0]
-        return (
-            self.adopted
-            or f"{first.task}-{first.algorithm}-{store.digest([[r.path, r.steps, r.config] for r in self.runs])[:8]}"
-        )
+        members = store.digest([[run.path, run.steps, run.config] for run in self.runs])
+        return self.adopted or f"{self.runs[0].task}-{self.runs[0].algorithm}-{members[:8]}"
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A resolved experiment file. Its runs have no configuration yet: that needs the algorithm's module."""
+    """The runs of an experiment file, without their configurations: `resolve` adds them."""
 
     name: str
     raw: dict[str, Any]
     runs: tuple[Run, ...]
-    suite: str | None = None
-    evaluation: dict[str, int] | None = None
-    source: str = ""
+    source: str
+
+    @property
+    def tasks(self) -> list[str]:
+        """Task ids, in order."""
+        return list(dict.fromkeys(run.task for run in self.runs))
 
 
-# -------------------------------------------------------------------------------------------------- experiment files
+# ---- experiment files ----------------------------------------------------------------------------------------------
+
+
 def experiment_names() -> list[str]:
     """Experiments there are, by file."""
     return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
@@ -95,12 +101,30 @@ def read(name: str) -> tuple[str, dict[str, Any], str]:
     path = Path(name) if name.endswith(".toml") else EXPERIMENTS / f"{name}.toml"
     if not path.is_file():
         known = experiment_names()
-        raise UserError(f"unknown experiment {name!r}{near(name, known)}; there are: {', '.join(known) or 'none'}, "
-                        "or give the path of a .toml file")  # fmt: skip
+        there = f"there are: {', '.join(known)}, or give the path of a .toml file"
+        raise UserError(f"unknown experiment {name!r}{near(name, known)}; {there}")
     try:
         return path.stem, tomllib.loads(path.read_text()), str(path)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def check(table: Any, shape: Mapping[str, tuple[type, ...]], where: str, needed: Sequence[str] = ()) -> None:
+    """Refuse unknown and missing keys and wrong types. `where` is the file and the table, for messages."""
+    if not isinstance(table, dict):
+        raise UserError(f"{where} is {table!r}; it must be a table of {', '.join(shape)}")
+    for key, value in table.items():
+        if key not in shape:
+            raise UserError(f"{where}: unknown key {key!r}{near(key, shape)}; known: {', '.join(shape)}")
+        if not isinstance(value, shape[key]) or isinstance(value, bool):
+            kinds = " or ".join(kind.__name__ for kind in shape[key])
+            raise UserError(f"{where}: {key} is {value!r}; it must be of type {kinds}")
+        least = 0 if key == "first_seed" else 1
+        if isinstance(value, int) and value < least:
+            raise UserError(f"{where}: {key} is {value}; it must be at least {least}")
+    for key in needed:
+        if key not in table:
+            raise UserError(f"{where}: {key} is missing")
 
 
 def expand(
@@ -113,113 +137,91 @@ def expand(
     tasks: Sequence[str] | None = None,
 ) -> Experiment:
     """Check an experiment's contents and list its runs; `seeds`, `steps`, `tasks` come from the command line."""
-    import algorithms
-    import suites
-
-    def wrong(key: str, rule: str) -> UserError:
-        return UserError(f"{source}: {key} {rule}")
-
-    def check(
-        table: Mapping[str, Any], shape: Mapping[str, tuple[type, ...]], where: str, needed: Sequence[str] = ()
-    ) -> None:
-        for key, value in table.items():
-            if key not in shape:
-                raise wrong(f"{where}{key}", f"is no key of an experiment{near(key, shape)}; known: {', '.join(shape)}")
-            if not isinstance(value, shape[key]) or isinstance(value, bool):
-                kinds = " or ".join(kind.__name__ for kind in shape[key])
-                raise wrong(f"{where}{key}", f"is {value!r}; it must be of type {kinds}")
-            if shape[key] == (int,) and value < (0 if key == "first_seed" else 1):
-                raise wrong(f"{where}{key}", f"is {value}; it must be positive")
-        for key in needed:
-            if key not in table:
-                raise wrong(f"{where}{key}", "is missing")
-
-    check(raw, TOP, "", ["seeds", "algorithms"])
-    budgets: dict[str, int] = {}
-    listed = raw.get("tasks", {})
-    special: dict[str, Any] = listed if isinstance(listed, dict) else {}
-    for task, table in special.items():
-        if not isinstance(table, dict):
-            raise wrong(f"tasks.{task}", f"is {table!r}; it must be a table such as [tasks.{task!r}] steps = 1000")
-        check(table, TASK, f"tasks.{task}.")
-    try:
-        if "suite" in raw:
-            ids = [task.id for task in suites.find_suite(raw["suite"])]
-            if isinstance(listed, list) or not set(listed) <= set(ids):
-                raise wrong("tasks", 'beside suite must be tables [tasks."<id>"] for tasks of that suite')
-        else:
-            ids = list(listed)
-        if not ids:
-            raise wrong("suite or tasks", "is missing: name a suite, or list task ids")
-        if not all(isinstance(task, str) for task in ids):
-            raise wrong("tasks", f"is {ids!r}; it must be a list of task ids")
-        for task in ids:
-            budgets[task] = (
-                steps or special.get(task, {}).get("steps") or raw.get("steps") or suites.find_task(task).steps
-            )
-            suites.find_task(task)
-        for task in tasks or ():
-            suites.find_task(task)
-            if task not in budgets:
-                raise wrong("tasks", f"has no {task!r}{near(task, ids)}; it has: {', '.join(ids)}")
-    except ValueError as error:
-        raise wrong("suite or tasks:", str(error)) from None
-
-    given = raw["seeds"]
-    first = raw.get("first_seed", 0)
-    seeds = seeds if seeds is not None else given if isinstance(given, list) else range(first, first + given)
-    if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds):
-        raise wrong("seeds", f"is {given!r}; it must be a positive number of seeds or a list of seeds, 0 or more each")
-
-    runs = []
-    for index, entry in enumerate(raw["algorithms"]):
-        where = f"algorithms[{index}]."
-        if not isinstance(entry, dict):
-            raise wrong(f"algorithms[{index}]", f"is {entry!r}; it must be a table [[algorithms]]")
-        check(entry, ALGORITHM, where, ["name"])
-        if entry["name"] not in algorithms.names():
-            known = algorithms.names()
-            raise wrong(
-                f"{where}name",
-                f"is {entry['name']!r}, no known algorithm{near(entry['name'], known)}; known: {', '.join(known)}",
-            )
-        for variant, changes in entry.get("variants", {DEFAULT_VARIANT: {}}).items():
-            if not isinstance(changes, dict):
-                raise wrong(f"{where}variants.{variant}", f"is {changes!r}; it must be a table of settings")
-            if not variant or "/" in variant or variant.startswith("."):
-                raise wrong(f"{where}variants.{variant}", "cannot name a directory; use letters, digits, - and =")
-            overrides = {**entry.get("overrides", {}), **changes}
-            runs += [
-                Run(task, entry["name"], variant, entry.get("preset"), seed, budgets[task], overrides)
-                for task in tasks or ids
-                for seed in dict.fromkeys(seeds)
-            ]
-    twice = (
-        {run.path for run in runs if sum(other.path == run.path for other in runs) > 1}
-        if len({r.path for r in runs}) < len(runs)
-        else set()
-    )
-    if twice:
-        raise wrong("algorithms", f"names {min(twice)} twice; give the entries different variants")
+    check(raw, EXPERIMENT, source, ["seeds", "algorithms"])
     if "evaluation" in raw:
-        check(raw["evaluation"], EVALUATION, "evaluation.", list(EVALUATION))
-    return Experiment(name, raw, tuple(runs), raw.get("suite"), raw.get("evaluation"), source)
+        check(raw["evaluation"], EVALUATION, f"{source}: evaluation", list(EVALUATION))
+    try:
+        budgets = task_budgets(raw, source)
+        for task in tasks or ():
+            if task not in budgets:
+                suites.find_task(task)
+                raise UserError(f"--tasks: {task} is none of {name}'s tasks; they are {', '.join(budgets)}")
+    except ValueError as error:  # an unknown suite or task
+        raise UserError(f"{source}: {error}") from None
+    if seeds is None:
+        first, given = raw.get("first_seed", 0), raw["seeds"]
+        seeds = given if isinstance(given, list) else range(first, first + given)
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UserError(
+            f"{source}: seeds is {list(seeds)}; it must be a positive number, or a list of seeds of 0 or more"
+        )
+    runs = [
+        Run(task, entry["name"], variant, entry.get("preset"), seed, steps or budgets[task], overrides)
+        for index, entry in enumerate(raw["algorithms"])
+        for variant, overrides in variants(entry, f"{source}: algorithms[{index}]").items()
+        for task in tasks or budgets
+        for seed in dict.fromkeys(seeds)
+    ]
+    path, count = Counter(run.path for run in runs).most_common(1)[0] if runs else ("", 0)
+    if count != 1:
+        raise UserError(f"{source}: algorithms must name every run once, not {path or 'none'} {count} times")
+    return Experiment(name, raw, tuple(runs), source)
+
+
+def task_budgets(raw: Mapping[str, Any], source: str) -> dict[str, int]:
+    """Task id -> env_steps: a suite's tasks or those listed, `steps` of the task's own table before the general one.
+
+    Raises `ValueError` for an unknown suite or task.
+    """
+    listed = raw.get("tasks", [])
+    ids = [task.id for task in suites.find_suite(raw["suite"])] if "suite" in raw else list(listed)
+    if not ids:
+        raise UserError(f"{source}: suite or tasks is missing; name a suite, or list task ids")
+    if "suite" in raw and not (isinstance(listed, dict) and set(listed) <= set(ids)) and listed:
+        raise UserError(
+            f'{source}: beside suite, tasks may only be tables [tasks."ID"] of its tasks ({", ".join(ids)})'
+        )
+    budgets = {}
+    for task in ids:
+        if not isinstance(task, str):
+            raise UserError(f"{source}: tasks holds {task!r}; it must be a list of task ids")
+        own = listed.get(task, {}) if isinstance(listed, dict) else {}
+        check(own, TASK, f"{source}: tasks.{task}")
+        budgets[task] = own.get("steps") or raw.get("steps") or suites.find_task(task).steps
+        suites.find_task(task)
+    return budgets
+
+
+def variants(entry: Any, where: str) -> dict[str, dict[str, Any]]:
+    """The variants of one [[algorithms]] entry: name -> settings on top of the preset."""
+    check(entry, ALGORITHM, where, ["name"])
+    known = algorithms.names()
+    if entry["name"] not in known:
+        name = entry["name"]
+        raise UserError(f"{where}: unknown algorithm {name!r}{near(name, known)}; there are: {', '.join(known)}")
+    found = {}
+    for variant, changes in entry.get("variants", {DEFAULT_VARIANT: {}}).items():
+        if not isinstance(changes, dict):
+            raise UserError(f"{where}: variants.{variant} is {changes!r}; it must be a table of settings")
+        if not variant or "/" in variant or variant.startswith("."):
+            raise UserError(f"{where}: variant {variant!r} cannot name a directory; use letters, digits, - and =")
+        found[variant] = {**entry.get("overrides", {}), **changes}
+    return found
 
 
 def resolve(experiment: Experiment) -> Experiment:
     """Give every run its full configuration. Imports the algorithms, and so torch."""
     from algorithms.common import config
 
-    resolved: dict[str, tuple[dict[str, Any], str]] = {}
+    resolved: dict[tuple[str, str], tuple[dict[str, Any], str]] = {}
     runs = []
     for run in experiment.runs:
-        key = store.digest([run.algorithm, run.variant, run.preset, run.overrides, run.steps])
+        key = run.algorithm, run.variant
         if key not in resolved:
             try:
                 built = config.load_config(run.algorithm, run.preset, run.overrides)
             except ValueError as error:
-                variant = "" if run.variant == DEFAULT_VARIANT else f" (variant {run.variant})"
-                raise UserError(f"{experiment.source}: {error}{variant}") from None
+                raise UserError(f"{experiment.source}: variant {run.variant}: {error}") from None
             resolved[key] = config.to_dict(built), store.digest(config.structural(built))
         runs.append(replace(run, config=resolved[key][0], structure=resolved[key][1]))
     for algorithm, task in dict.fromkeys((run.algorithm, run.task) for run in runs):
@@ -229,25 +231,24 @@ def resolve(experiment: Experiment) -> Experiment:
 
 def check_supported(algorithm: str, task: str) -> None:
     """Refuse an algorithm whose actions are of another kind than the task's."""
-    import algorithms
-    import suites
-
     kind = "discrete" if suites.make(task, 1, 1).num_actions is not None else "continuous"
     supported = algorithms.load(algorithm).SUPPORTS
     if kind not in supported:
         fitting = [name for name in algorithms.names() if kind in algorithms.load(name).SUPPORTS]
-        raise UserError(f"{algorithm} is for {' and '.join(sorted(supported))} actions; {task} has {kind} ones. "
-                        f"Algorithms for it: {', '.join(fitting) or 'none yet'}")  # fmt: skip
+        rule = f"{algorithm} is for {' and '.join(sorted(supported))} actions, {task} has {kind} ones"
+        raise UserError(f"{rule}; algorithms for it: {', '.join(fitting) or 'none yet'}")
 
 
-# ------------------------------------------------------------------------------------------------------------ groups
-def cost(runs: Sequence[Run], kinds: Mapping[str, str]) -> float:
+# ---- groups --------------------------------------------------------------------------------------------------------
+
+
+def cost(runs: Sequence[Run]) -> float:
     """A guess at the seconds a group takes: a share per step for the calls, a share per run for the work."""
-    per_run = 4e-6 if kinds.get(runs[0].task) == "classic" else 45e-6  # measured: PROBES, PPO with 1 to 33 runs
+    per_run = 4e-6 if suites.find_task(runs[0].task).kind == "classic" else 45e-6  # PPO with 1 to 33 runs, measured
     return runs[0].steps * (20e-6 + per_run * len(runs))
 
 
-def cut(runs: Iterable[Run], group_size: int, workers: int, kinds: Mapping[str, str]) -> list[Group]:
+def cut(runs: Iterable[Run], group_size: int, workers: int) -> list[Group]:
     """Cut runs into groups, longest first, of at most `group_size` runs or fewer where that ends sooner."""
     batches: dict[tuple[str, str, int, str], list[Run]] = {}
     for run in runs:
@@ -260,13 +261,13 @@ def cut(runs: Iterable[Run], group_size: int, workers: int, kinds: Mapping[str, 
             count = -(-len(batch) // size)
             edges = [len(batch) * index // count for index in range(count + 1)]
             groups += [batch[begin:end] for begin, end in itertools.pairwise(edges)]
-        return sorted(groups, key=lambda group: -cost(group, kinds))
+        return sorted(groups, key=cost, reverse=True)
 
     def seconds(groups: Iterable[Sequence[Run]]) -> float:
         """When the last worker is done if each takes the next longest group as soon as it is free."""
         free = [0.0] * workers
         for group in groups:
-            heapq.heapreplace(free, free[0] + cost(group, kinds))
+            heapq.heapreplace(free, free[0] + cost(group))
         return max(free)
 
     best = into(group_size)
@@ -277,80 +278,92 @@ def cut(runs: Iterable[Run], group_size: int, workers: int, kinds: Mapping[str, 
     return [Group(tuple(group)) for group in best]
 
 
-# --------------------------------------------------------------------------------------------------- what is on disk
-def compare(directory: Path, run: Run, fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+def outstanding(
+    experiment: Experiment, root: Path, fingerprints: Mapping[str, Mapping[str, Any]], group_size: int, workers: int
+) -> tuple[list[Group], list[Run]]:
+    """The groups still to be trained, and the runs that have ended. Unfinished groups on disk are gone on with."""
+    wanted = {run.path: run for run in experiment.runs}
+    evaluation = experiment.raw.get("evaluation")
+    manifests = {path: compare(root / path, run, evaluation, fingerprints[run.task]) for path, run in wanted.items()}
+    ended = {path for path, found in manifests.items() if found and found["status"] in (store.FINISHED, store.DIVERGED)}
+    adopted: list[Group] = []
+    taken: set[str] = set()
+    for plan in sorted((root / ".groups").glob(f"*/{store.PLAN}")):
+        name, runs = plan.parent.name, members(plan)
+        owned = all((store.read_manifest(root / run.path) or {}).get("group") == name for run in runs)
+        agree = all(wanted.get(run.path, run) == run for run in runs)
+        open_ = {run.path for run in runs if run.path in wanted} - ended
+        if owned and agree and open_ and (plan.parent / store.CHECKPOINT).exists():
+            adopted.append(Group(runs, name))
+            taken |= {run.path for run in runs}
+    ended -= taken  # a group that goes on ends all its runs itself
+    for path in ended:
+        store.check_table(root / path)
+    rest = cut((run for path, run in wanted.items() if path not in ended | taken), group_size, workers)
+    groups = sorted(adopted + rest, key=lambda group: -cost(group.runs))
+    return groups, [run for path, run in wanted.items() if path in ended]
+
+
+def compare(directory: Path, run: Run, evaluation: Any, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
     """The manifest of a run that is on disk, or None. Refuses results of another configuration or environment."""
     manifest = store.read_manifest(directory)
     if manifest is None:
         return None
+    before = {"steps": manifest["steps"], "evaluation": manifest.get("evaluation"), **manifest["config"]}
+    here = {"steps": run.steps, "evaluation": evaluation, **run.config}
     differences = [
-        f"{key} is {manifest['config'].get(key, 'absent')!r} on disk and {run.config.get(key, 'absent')!r} here"
-        for key in sorted(set(manifest["config"]) | set(run.config))
-        if manifest["config"].get(key, "absent") != run.config.get(key, "absent")
+        f"{key} is {before.get(key, 'absent')!r} there and {here.get(key, 'absent')!r} here"
+        for key in sorted(before.keys() | here.keys())
+        if before.get(key, "absent") != here.get(key, "absent")
     ]
-    if manifest["steps"] != run.steps:
-        differences.append(f"steps is {manifest['steps']} on disk and {run.steps} here")
-    before, here = manifest.get("fingerprint", {}), fingerprints.get(run.task, {})
-    if before.get("digest") != here.get("digest"):
-        keys = [key for key in sorted(set(before) | set(here)) if key != "digest" and before.get(key) != here.get(key)]
+    trace = manifest.get("fingerprint", {})
+    if trace.get("digest") != fingerprint.get("digest"):
+        keys = [key for key in sorted(trace.keys() | fingerprint.keys()) if trace.get(key) != fingerprint.get(key)]
         differences.append(f"the environment's fingerprint differs in {', '.join(keys)}")
     if differences:
-        raise UserError(f"{directory} holds a run with other settings: {'; '.join(differences)}. "
-                        "Use another --out, or delete that directory", FELL_SHORT)  # fmt: skip
+        told = "; ".join(differences)
+        raise ResultsError(f"{directory} holds another run: {told}. Use another --out, or delete that directory")
     return manifest
 
 
-def outstanding(
-    experiment: Experiment,
-    root: Path,
-    fingerprints: Mapping[str, Mapping[str, Any]],
-    *,
-    group_size: int,
-    workers: int,
-    kinds: Mapping[str, str],
-) -> tuple[list[Group], list[Run]]:
-    """The groups still to be trained, and the runs that have ended. Unfinished groups on disk are gone on with."""
-    wanted = {run.path: run for run in experiment.runs}
-    manifests = {path: compare(root / path, run, fingerprints) for path, run in wanted.items()}
-    ended = {
-        path
-        for path, manifest in manifests.items()
-        if manifest and manifest["status"] in (store.FINISHED, store.DIVERGED)
-    }
-    adopted: list[Group] = []
-    taken: set[str] = set()
-    for plan in sorted((root / ".groups").glob(f"*/{store.PLAN}")):
-        name, members = plan.parent.name, tuple(Run(**member) for member in store.read_json(plan)["runs"])
-        owned = all((store.read_manifest(root / run.path) or {}).get("group") == name for run in members)
-        agree = all(wanted.get(run.path, run) == run for run in members)
-        open_ = {run.path for run in members if run.path in wanted} - ended
-        if owned and agree and open_ and (plan.parent / store.CHECKPOINT).exists():
-            adopted.append(Group(members, name))
-            taken |= {run.path for run in members}
-    ended -= taken  # a group that goes on ends all its runs itself
-    for path in ended:
-        store.check_table(root / path)
-    rest = cut((run for path, run in wanted.items() if path not in ended | taken), group_size, workers, kinds)
-    groups = sorted(adopted + rest, key=lambda group: -cost(group.runs, kinds))
-    return groups, [wanted[path] for path in wanted if path in ended]
+# ---- what a worker is given ----------------------------------------------------------------------------------------
 
 
-def write_plan(
-    experiment: Experiment, group: Group, folder: Path, fingerprint: Mapping[str, Any], **settings: Any
-) -> None:
+def write_plan(experiment: Experiment, group: Group, folder: Path, **settings: Any) -> None:
     """Write down what a worker needs to train a group."""
-    plan = {"experiment": experiment.name, "suite": experiment.suite, "evaluation": experiment.evaluation,
-            "runs": [asdict(run) for run in group.runs], "fingerprint": fingerprint, **settings}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    store.write_json(folder / store.PLAN, plan)
+    plan = {
+        "experiment": experiment.name,
+        "suite": experiment.raw.get("suite"),
+        "evaluation": experiment.raw.get("evaluation"),
+        "runs": [asdict(run) for run in group.runs],
+    }
+    store.write_json(folder / store.PLAN, plan | settings)
+
+
+def members(path: Path) -> tuple[Run, ...]:
+    """The runs of a group's plan."""
+    try:
+        return tuple(Run(**run) for run in store.read_json(path)["runs"])
+    except (KeyError, TypeError) as error:
+        raise ResultsError(
+            f"{path} is no plan of this program ({error}); delete {path.parent} to train it anew"
+        ) from None
 
 
 def base_manifest(plan: Mapping[str, Any], index: int, group: str) -> dict[str, Any]:
     """The part of a run's manifest that is known before anything has run."""
     run = Run(**plan["runs"][index])
+    known = {key: getattr(run, key) for key in ("task", "algorithm", "variant", "preset", "seed", "steps", "config")}
     return {
-        "schema": store.SCHEMA, "experiment": plan["experiment"], "suite": plan["suite"], "task": run.task, "algorithm": run.algorithm,
-        "variant": run.variant, "preset": run.preset, "seed": run.seed, "steps": run.steps, "config": run.config,
-        "config_digest": run.config_digest, "group": group, "group_size": len(plan["runs"]), "group_index": index,
+        "schema": store.SCHEMA,
+        "experiment": plan["experiment"],
+        "suite": plan["suite"],
+        **known,
+        "config_digest": store.digest(run.config),
+        "evaluation": plan["evaluation"],
+        "group": group,
+        "group_size": len(plan["runs"]),
+        "group_index": index,
         "fingerprint": plan["fingerprint"],
-    }  # fmt: skip
+    }

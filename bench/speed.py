@@ -7,11 +7,12 @@ contestants take turns, so that a change in the machine's load meets all of them
 from __future__ import annotations
 
 import json
-import statistics
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 from algorithms.common import runtime
 
@@ -23,24 +24,34 @@ from algorithms.common import config  # noqa: E402
 from bench import CRASHED, DONE, UserError, import_plugins  # noqa: E402
 
 PARTS = ("env", "act", "learn")
-Contestant = Callable[[float], tuple[int, float, dict[str, float]]]
-"""Train for about that many seconds; returns env steps (of all runs), seconds, and seconds by part."""
+
+
+class Outcome(NamedTuple):
+    """What a contestant did in one turn."""
+
+    env_steps: int  # of all its runs
+    seconds: float
+    parts: dict[str, float]  # seconds
+
+
+Contestant = Callable[[float], Outcome]  # trains for about that many seconds, one iteration at least
 
 
 def ours(algorithm: str, cfg: Any, task: str, runs: int) -> Contestant:
     """Our agent with `runs` runs."""
-    envs = suites.make(task, runs, getattr(cfg, "num_envs", 1))
+    envs = suites.make(task, runs, cfg.num_envs)
     agent = algorithms.load(algorithm).Agent(config.stack([cfg] * runs), envs, list(range(runs)))
+    while envs.env_steps < getattr(cfg, "learning_starts", 0):  # the first steps only fill the buffer
+        agent.iterate()
 
-    def train(seconds: float) -> tuple[int, float, dict[str, float]]:
-        timers = dict(getattr(agent, "timers", {}))
-        steps, begin = envs.env_steps, time.perf_counter()
-        while time.perf_counter() - begin < seconds:
+    def train(seconds: float) -> Outcome:
+        before, steps, begin = dict(agent.timers), envs.env_steps, time.perf_counter()
+        while True:
             agent.iterate()
             envs.drain_episodes()
-        spent = time.perf_counter() - begin
-        parts = {name: total - timers.get(name, 0.0) for name, total in getattr(agent, "timers", {}).items()}
-        return runs * (envs.env_steps - steps), spent, parts
+            if (spent := time.perf_counter() - begin) >= seconds:
+                parts = {part: agent.timers[part] - before.get(part, 0.0) for part in PARTS}
+                return Outcome(runs * (envs.env_steps - steps), spent, parts)
 
     return train
 
@@ -52,109 +63,106 @@ def sb3(algorithm: str, cfg: Any, task: str) -> Contestant:
         from stable_baselines3.common.env_util import make_vec_env
         from stable_baselines3.common.vec_env import VecNormalize
     except ImportError as error:
-        raise UserError(
-            f"--against sb3 needs Stable-Baselines3 ({error}): pip install --no-deps 'stable-baselines3==2.7.*'"
-        ) from None
+        cure = "pip install --no-deps 'stable-baselines3==2.7.*'"
+        raise UserError(f"--against sb3 needs Stable-Baselines3 ({error}): {cure}") from None
     import torch
 
-    env = make_vec_env(task, getattr(cfg, "num_envs", 1), seed=0)
-    shared = {
-        "gamma": cfg.gamma,
-        "learning_rate": cfg.learning_rate,
-        "batch_size": cfg.batch_size,
-        "device": "cpu",
-        "seed": 0,
-    }
+    env: Any = make_vec_env(task, cfg.num_envs, seed=0)
+    shared = {"gamma": cfg.gamma, "learning_rate": cfg.learning_rate, "batch_size": cfg.batch_size, "device": "cpu"}
     if algorithm == "ppo":
-        normalized = cfg.normalize_observations or cfg.scale_rewards
-        if normalized:
+        if cfg.normalize_observations or cfg.scale_rewards:
             env = VecNormalize(env, norm_obs=cfg.normalize_observations, norm_reward=cfg.scale_rewards, gamma=cfg.gamma)
-        layers = {"net_arch": list(cfg.hidden_sizes), "activation_fn": torch.nn.Tanh}
         model: Any = stable_baselines3.PPO(
-            "MlpPolicy", env, n_steps=cfg.num_steps, n_epochs=cfg.num_epochs, gae_lambda=cfg.gae_lambda, ent_coef=cfg.ent_coef,
-            clip_range=min(cfg.clip_coef, 1e9), clip_range_vf=cfg.value_clip if cfg.value_clip < 1e9 else None, vf_coef=cfg.vf_coef,
-            max_grad_norm=min(cfg.max_grad_norm, 1e9), normalize_advantage=bool(cfg.normalize_advantages), policy_kwargs=layers, **shared,
-        )  # fmt: skip
+            "MlpPolicy",
+            env,
+            n_steps=cfg.num_steps,
+            n_epochs=cfg.num_epochs,
+            gae_lambda=cfg.gae_lambda,
+            clip_range=min(cfg.clip_coef, 1e9),
+            clip_range_vf=cfg.value_clip if cfg.value_clip < math.inf else None,
+            normalize_advantage=bool(cfg.normalize_advantages),
+            ent_coef=cfg.ent_coef,
+            vf_coef=cfg.vf_coef,
+            max_grad_norm=min(cfg.max_grad_norm, 1e9),
+            policy_kwargs={"net_arch": list(cfg.hidden_sizes), "activation_fn": torch.nn.Tanh},
+            **shared,
+        )
         chunk = cfg.num_envs * cfg.num_steps
     elif algorithm == "dqn":
-        layers = {"net_arch": list(cfg.hidden_sizes), "activation_fn": torch.nn.ReLU}
         model = stable_baselines3.DQN(
-            "MlpPolicy", env, buffer_size=cfg.buffer_size, learning_starts=cfg.learning_starts, train_freq=cfg.train_period,
-            gradient_steps=1, target_update_interval=cfg.target_period, policy_kwargs=layers, **shared,
-        )  # fmt: skip
+            "MlpPolicy",
+            env,
+            buffer_size=cfg.buffer_size,
+            learning_starts=cfg.learning_starts,
+            train_freq=max(cfg.train_period // cfg.num_envs, 1),
+            target_update_interval=cfg.target_period,
+            policy_kwargs={"net_arch": list(cfg.hidden_sizes), "activation_fn": torch.nn.ReLU},
+            **shared,
+        )
         chunk = 256
         model.learn(int(cfg.learning_starts) + chunk)  # the first steps only fill the buffer
     else:
         raise UserError(f"--against sb3 knows ppo and dqn, not {algorithm}")
 
-    def train(seconds: float) -> tuple[int, float, dict[str, float]]:
+    def train(seconds: float) -> Outcome:
         steps, begin = model.num_timesteps, time.perf_counter()
-        while time.perf_counter() - begin < seconds:
+        while True:
             model.learn(chunk, reset_num_timesteps=False)
-        return model.num_timesteps - steps, time.perf_counter() - begin, {}
+            if (spent := time.perf_counter() - begin) >= seconds:
+                return Outcome(model.num_timesteps - steps, spent, {})
 
     return train
 
 
 def measure(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Median env steps per second of every contestant over interleaved turns, with the split of our time in us a step."""
-    cfg = config.load_config(order["algorithm"], order["preset"], order["overrides"])
-    settings = runtime.configure_torch("cpu")
-    contestants: dict[str, Contestant] = {}
-    for runs in order["runs"]:
-        contestants[f"{runs} run{'s' if runs > 1 else ''}"] = ours(order["algorithm"], cfg, order["task"], runs)
+    """Median env steps per second of every contestant over interleaved turns; for ours, microseconds by part."""
+    algorithm, task = order["algorithm"], order["task"]
+    cfg = config.load_config(algorithm, order["preset"], order["overrides"])
+    computing = runtime.configure_torch("cpu")
+    contestants = {f"{runs} runs": ours(algorithm, cfg, task, runs) for runs in order["runs"]}
     if order["against"]:
-        contestants["sb3, 1 run"] = sb3(order["algorithm"], cfg, order["task"])
-    turns: dict[str, list[tuple[int, float, dict[str, float]]]] = {name: [] for name in contestants}
-    for turn in range(order["repetitions"] + 1):
+        contestants["sb3"] = sb3(algorithm, cfg, task)
+    for train in contestants.values():  # warms up
+        train(0.0)
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in contestants}
+    for _ in range(order["repetitions"]):
         for name, train in contestants.items():
-            outcome = train(order["seconds"] if turn else 0.0)  # the first turn, one iteration, only warms up
-            if turn:
-                turns[name].append(outcome)
+            outcomes[name].append(train(order["seconds"]))
     rows = []
-    for name, outcomes in turns.items():
-        speeds = [steps / spent for steps, spent, _ in outcomes]
+    for name, turns in outcomes.items():
+        speeds = [turn.env_steps / turn.seconds for turn in turns]
         row: dict[str, Any] = {
-            "contestant": name,
-            "env_steps_per_second": statistics.median(speeds),
+            "name": name,
+            "env_steps_per_second": median(speeds),
             "low": min(speeds),
             "high": max(speeds),
         }
-        if outcomes[0][2]:
-            each = {
-                part: 1e6 * statistics.median(parts.get(part, 0.0) / steps for steps, _, parts in outcomes)
-                for part in PARTS
-            }
-            whole = 1e6 * statistics.median(spent / steps for steps, spent, _ in outcomes)
-            row |= {"microseconds": each | {"rest": max(whole - sum(each.values()), 0.0)}}
+        if turns[0].parts:
+            row["us"] = {part: 1e6 * median(turn.parts[part] / turn.env_steps for turn in turns) for part in PARTS}
+            whole = 1e6 * median(turn.seconds / turn.env_steps for turn in turns)
+            row["us"]["rest"] = max(whole - sum(row["us"].values()), 0.0)
         rows.append(row)
     if order["against"]:
         for row in rows[:-1]:
-            row["ratio_to_sb3"] = row["env_steps_per_second"] / rows[-1]["env_steps_per_second"]
-    return {
-        "algorithm": order["algorithm"],
-        "task": order["task"],
-        "config": config.to_dict(cfg),
-        "settings": settings,
-        "repetitions": order["repetitions"],
-        "seconds": order["seconds"],
-        "rows": rows,
-    }
+            row["times_sb3"] = row["env_steps_per_second"] / rows[-1]["env_steps_per_second"]
+    facts = {key: order[key] for key in ("algorithm", "task", "preset", "repetitions", "seconds")}
+    return facts | {"config": config.to_dict(cfg), "computing": computing, "rows": rows}
 
 
 def show(found: Mapping[str, Any]) -> None:
     """Print the measurement as a table."""
-    print(
-        f"{found['algorithm']} on {found['task']}, one core: median of {found['repetitions']} turns of {found['seconds']:g} s"
-    )
-    print(
-        f"{'':12} {'env steps/s':>12} {'(low to high)':>22} {'us a step: ' + ' / '.join([*PARTS, 'rest']):>42} {'x sb3':>7}"
-    )
+    turns = f"median of {found['repetitions']} turns of {found['seconds']:g} s"
+    print(f"{found['algorithm']} on {found['task']}, one core, {turns}; us of one env step by part")
+    heads = [*PARTS, "rest"]
+    print(f"{'':8} {'env steps/s':>12} {'low':>9} {'high':>9}", *(f"{head:>8}" for head in heads), f"{'x sb3':>7}")
     for row in found["rows"]:
-        spread = f"({row['low']:,.0f} to {row['high']:,.0f})"
-        split = " / ".join(f"{value:.2f}" for value in row.get("microseconds", {}).values())
-        ratio = f"{row['ratio_to_sb3']:7.1f}" if "ratio_to_sb3" in row else ""
-        print(f"{row['contestant']:12} {row['env_steps_per_second']:12,.0f} {spread:>22} {split:>42} {ratio}")
+        parts = [f"{row['us'][head]:8.2f}" if "us" in row else " " * 8 for head in heads]
+        ratio = f"{row['times_sb3']:7.1f}" if "times_sb3" in row else ""
+        print(
+            f"{row['name']:8} {row['env_steps_per_second']:12,.0f} {row['low']:9,.0f} {row['high']:9,.0f}",
+            *parts,
+            ratio,
+        )
 
 
 def main(order: Mapping[str, Any]) -> int:

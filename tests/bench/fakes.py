@@ -1,9 +1,8 @@
 """A plugin (`TOUCHSTONE_PLUGINS=fakes`): the algorithm `fake`, small and quick, with faults to order.
 
-It draws from every generator it has and sums what it sees into its weights, so that any lost, repeated or reordered bit
-shows in the hash. `fault` says what goes wrong with a run whose seed is `fault_seed`, once `fault_step` env_steps are
-reached: `nan` weights, a `crash` of the worker by SIGKILL (every time, or `once`), an environment that `raises`, a `full`
-disk, or a worker that raises an exception (`bug`).
+It sums what it sees into its weights, so that any lost, repeated or reordered bit shows in the hash. `fault` says what
+goes wrong with the run whose seed is `fault_seed`, once `fault_step` env_steps are reached: `nan` weights, a `crash` of
+the worker by SIGKILL (every time, or `once`), an environment that `raises`, a `full` disk, an exception (`bug`).
 """
 
 from __future__ import annotations

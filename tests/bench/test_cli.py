@@ -1,0 +1,143 @@
+"""Bad calls: one clear message, the right exit code, no traceback."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from harness import EXPERIMENT, Bench
+
+from bench import cli
+
+WRONG = [
+    ([], "run EXPERIMENT"),
+    (["lits"], "unknown command 'lits' (did you mean list?)"),
+    (["list", "algorithm"], "algorithms"),
+    (["run", "qick"], "unknown experiment 'qick' (did you mean quick?)"),
+    (["run", "nowhere.toml"], "unknown experiment"),
+    (["run", "quick", "--sedes", "3"], "unknown argument '--sedes' (did you mean --seeds"),
+    (["run", "quick", "--seeds", "0"], "'0' must be a positive number of seeds"),
+    (["run", "quick", "--seeds", "-4"], "--seeds"),
+    (["run", "quick", "--seeds", "5..2"], "must be a positive number of seeds"),
+    (["run", "quick", "--steps", "0"], "'0' must be a whole number of at least 1"),
+    (["run", "quick", "--steps", "1.5"], "'1.5' must be a whole number of at least 1"),
+    (["run", "quick", "--workers", "none"], "'none' must be a whole number"),
+    (["run", "quick", "--tasks", "CartPole-v2"], "CartPole-v1"),
+    (["run", "quick", "--tasks", "Acrobot-v1"], "Acrobot-v1 is none of quick's tasks"),
+    (["run", "quick", "--engine", "ray"], "ray is not built yet"),
+    (["run", "quick", "--engine", "lcal"], "unknown engine 'lcal' (did you mean local?)"),
+    (["run", "quick", "--device", "tpu"], "invalid choice: 'tpu'"),
+    (["status", "qick"], "did you mean quick"),
+    (["train"], "train needs an algorithm"),
+    (["train", "ppoo"], "unknown algorithm 'ppoo' (did you mean ppo?)"),
+    (["train", "ppo"], "--task"),
+    (["train", "ppo", "--task", "CartPol-v1"], "did you mean CartPole-v1"),
+    (["train", "ppo", "--task", "CartPole-v1", "--clip-cof", "1"], "did you mean --clip-coef"),
+    (
+        ["train", "ppo", "--task", "CartPole-v1", "--clip-coef", "much"],
+        2,
+        "--clip-coef is 'much'; it must be of type float",
+    ),
+    (["train", "ppo", "--task", "CartPole-v1", "--preset", "papr"], "ppo has no preset 'papr' (did you mean paper"),
+    (["train", "ppo", "--task", "CartPole-v1", "--num-envs", "0"], "num_envs"),
+    (["train", "ppo", "--task", "CartPole-v1", "--initialization", "magic"], "initialization is 'magic'"),
+    (["train", "dqn", "--task", "Pendulum-v1"], "dqn is for discrete actions, Pendulum-v1 has continuous ones"),
+    (["speed", "ppo", "--task", "Nothing-v1"], "Nothing-v1"),
+    (["speed", "dqn", "--task", "Pendulum-v1"], "discrete"),
+    (["speed", "ppo", "--task", "CartPole-v1", "--runs", "0"], "at least 1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(call) for call, _ in WRONG])
+def test_wrong_calls(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trains = arguments[:1] in (["run"], ["train"]) and arguments[1:]
+    code = cli.main([*arguments, *(["--out", str(tmp_path / "out")] if trains else [])])
+    output = "".join(capsys.readouterr())
+    assert message in output
+    assert code == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG[1::7])
+def test_wrong_calls_in_a_process(bench: Bench, arguments: list[str], message: str) -> None:
+    code, output = bench(*arguments)
+    assert message in output
+    assert code == 2
+
+
+def test_no_cuda_when_asked_for(bench: Bench) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    code, output = bench.run(bench.write(), "--device", "cuda")
+    assert code == 2
+    assert "torch sees no CUDA device" in output
+    assert not bench.out.exists()
+
+
+def test_places_that_are_not_ours(bench: Bench) -> None:
+    path = bench.write()
+    (bench.place / "file").write_text("a file")
+    code, output = bench("run", path, "--out", str(bench.place / "file"))
+    assert code == 1
+    assert "cannot write results" in output
+    code, output = bench("run", path, "--out", "/proc/nowhere")
+    assert code == 1
+    assert "cannot write results" in output
+    (bench.out / "exp").mkdir(parents=True)
+    (bench.out / "exp" / "precious.txt").write_text("not ours")
+    code, output = bench.run(path)
+    assert code == 1
+    assert "is no results folder" in output
+
+
+def test_experiment_files_that_are_wrong(bench: Bench) -> None:
+    for text, message in (
+        ("title = ", "is not valid TOML"),
+        (EXPERIMENT.replace("steps = 400", 'steps = "many"'), "steps is 'many'; it must be of type int"),
+        (EXPERIMENT.replace("seeds = 3", ""), "seeds is missing"),
+        (EXPERIMENT.replace('name = "fake"', 'name = "fake"\noverrides = {scael = 1.0}'), "scale"),
+    ):
+        path = bench.write(text)
+        code, output = bench.run(path)
+        assert code == 2
+        assert message in output
+        assert path in output
+    assert not bench.out.exists()
+
+
+def test_debug_shows_the_traceback(bench: Bench) -> None:
+    process = bench.start("run", "nothing", "--debug")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" in errors
+
+
+def test_list_is_quick_and_complete(bench: Bench) -> None:
+    begin = time.perf_counter()
+    code, output = bench("list", "--json")
+    seconds = time.perf_counter() - begin
+    found = json.loads(output)
+    assert code == 0
+    assert found["algorithms"]["ppo"].startswith("Proximal policy optimization")
+    assert "CartPole-v1" in found["suites"]["classic"]
+    assert "quick" in found["experiments"]
+    assert "ppo_table1" in found["published"]
+    if Path("/proc/loadavg").exists() and float(Path("/proc/loadavg").read_text().split()[0]) < 1.5:
+        assert seconds < 1.0
+    assert bench("list", "suites")[1].startswith("suites")
+
+
+def test_speed(bench: Bench) -> None:
+    given = ["--task", "CartPole-v1", "--runs", "1,3", "--seconds", "0.05", "--repetitions", "2", "--num-steps", "64"]
+    code, output = bench("speed", "ppo", *given, "--json")
+    assert code == 0, output
+    rows = json.loads(output)["rows"]
+    assert [row["name"] for row in rows] == ["1 runs", "3 runs"]
+    for row in rows:
+        assert row["low"] <= row["env_steps_per_second"] <= row["high"]
+        assert set(row["us"]) == {"env", "act", "learn", "rest"}
+        assert sum(row["us"].values()) == pytest.approx(1e6 / row["env_steps_per_second"], rel=0.2)

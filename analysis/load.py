@@ -14,6 +14,7 @@ the former.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -93,9 +94,11 @@ def find(experiment: str, out: Path | None = None) -> Path:
     for place in places:
         if place.is_dir():
             return place
+    near = difflib.get_close_matches(experiment, [path.stem for path in EXPERIMENTS.glob("*.toml")], n=3)
+    cure = f"did you mean {', '.join(near)}? " if near and experiment not in near else ""
     raise FileNotFoundError(
-        f"no results for experiment {experiment!r}: neither {places[0]} nor {places[1]} exists; "
-        f"`python run_bench.py run {experiment}` makes them"
+        f"no results for experiment {experiment!r}: neither {places[0]} nor {places[1]} exists; {cure}"
+        f"`python run_bench.py run {near[0] if near else experiment}` makes them"
     )
 
 

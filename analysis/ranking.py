@@ -47,7 +47,8 @@ class Ranking:
 
     scores: variant -> [n, E]; average: variant -> our row with its 95 % bootstrap interval; published: variant ->
     printed; resampled [REPS, rows]: averages over bootstrap resamples, by task in resampled_tasks [REPS, rows, E];
-    correlation: Spearman's rho; improvement: variant -> probability that a run of clip-0.2 beats one of that row.
+    correlation: Spearman's rho; improvement: variant -> probability that a run of clip-0.2 beats one of that row;
+    dropped: variant -> seeds that lack a task and are left out.
     """
 
     reading: str
@@ -59,6 +60,7 @@ class Ranking:
     resampled_tasks: np.ndarray
     correlation: Interval
     improvement: dict[str, Interval]
+    dropped: dict[str, list[int]]
 
     def tied(self, variant: str) -> list[str]:
         """The rows whose intervals overlap this one's."""
@@ -84,8 +86,10 @@ def rank(
     anchors = scores.best_anchors(runs, reading, random)
     printed = dict(zip(published["variant"], published["avg_normalized_score"].astype(float), strict=True))
     ours: dict[str, np.ndarray] = {}
+    dropped: dict[str, list[int]] = {}
     for variant in printed:
         matrix = scores.score_matrix(runs, algorithm, variant, results.tasks)
+        dropped[variant] = matrix.dropped
         if len(matrix.scores):
             ours[variant] = scores.normalize(matrix.scores, results.tasks, anchors)
     resampled = np.stack([_task_means(values, rng) for values in ours.values()], axis=1)  # [REPS, rows, E]
@@ -112,6 +116,7 @@ def rank(
             for variant, values in ours.items()
             if BEST in ours and variant != BEST
         },
+        dropped=dropped,
     )
 
 
@@ -183,7 +188,9 @@ def judge(
 def _both(judged: dict[str, Verdict], readings: dict[str, Ranking], variant: str) -> Verdict:
     """One verdict of the two readings: theirs if they agree, else INCONCLUSIVE; both are kept in extra."""
     first, second = judged.values()
-    notes = [first.note, f"best-setting reading: {second.ours:.2f}, {second.difference:+.2f} "
+    lacking = readings["best-run"].dropped[variant]
+    left_out = f"without seeds {', '.join(map(str, lacking))}, which lack a task" if lacking else ""
+    notes = [first.note, left_out, f"best-setting reading: {second.ours:.2f}, {second.difference:+.2f} "
              f"[{second.low:+.2f}, {second.high:+.2f}], {second.verdict}"]  # fmt: skip
     if first.verdict != second.verdict:
         notes.append(f"the readings disagree (best-run: {first.verdict}), and the paper does not say which it means")

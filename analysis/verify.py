@@ -244,7 +244,7 @@ def _judge_environment(
     runs = results.runs
     runs = runs[(runs["task"] == task) & (runs["algorithm"] == algorithm) & (runs["variant"] == variant)]
     values = scores.counted_scores(runs, statistic, random) if len(runs) else pd.Series(dtype=float)
-    runs, values = runs[values.notna()], values[values.notna()]
+    planned, runs, values = len(runs), runs[values.notna()], values[values.notna()]
     known = theirs(entry, environment)
     reasons = []
     if known is None:
@@ -270,10 +270,13 @@ def _judge_environment(
             n_published=published.n, grade=published.grade, note=f"no bridge for {', '.join(pairs)}", **shown,
         )  # fmt: skip
     broken = float(runs["status"].isin(["failed", "diverged"]).mean())
-    note = f"{broken:.0%} of our runs failed or diverged and count with the score they have" if broken else ""
     thin = int((runs["train_episodes"] < scores.WINDOW).sum()) if statistic == "final_100_training_episodes" else 0
-    if thin:
-        note = "; ".join(part for part in (note, f"{thin} runs finished fewer than 100 episodes") if part)
+    told = {
+        f"{broken:.0%} of our runs failed or diverged and count with the score they have": broken,
+        f"{thin} runs finished fewer than {scores.WINDOW} episodes": thin,
+        f"{planned - len(values)} of {planned} planned runs have no score yet": planned - len(values),
+    }
+    note = "; ".join(text for text, count in told.items() if count)
     return rule.judge_task(
         values.to_numpy(), published, random[task], entry.get("looks", 1), broken=broken, note=note, **shown
     )
@@ -290,7 +293,9 @@ def _judge_ranking(
     reasons = []
     if {family(task) for task in results.tasks} != tasks:
         reasons.append(f"the table is over {', '.join(sorted(tasks))}; ours over {', '.join(results.tasks)}")
-    elif len(runs):
+    elif not any(len(m.scores) for m in scores.score_matrices(runs, results.tasks).values()):
+        reasons.append("no seed of any row has finished all seven tasks yet")
+    else:
         first = runs.iloc[0]
         printed = Protocol("final_100_training_episodes", int(published["steps"].iloc[0]), "training",
                            "the seven tasks -v1", entry.get("truncation", ""))  # fmt: skip
@@ -314,11 +319,18 @@ def bridge_text(bridge: dict[str, str]) -> str:
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
+def _nulls(value: Any) -> Any:
+    """The value with null for NaN, at any depth."""
+    if isinstance(value, dict):
+        return {key: _nulls(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_nulls(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def as_row(verdict: Verdict) -> dict[str, Any]:
     """A verdict as JSON-able values; NaN becomes null."""
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(verdict).items()
-    }
+    return _nulls(asdict(verdict))
 
 
 def table_of(found: Sequence[Verdict]) -> str:

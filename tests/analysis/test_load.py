@@ -62,7 +62,13 @@ def test_troubled_runs_are_kept_apart(tmp_path: Path, monkeypatch: pytest.Monkey
     tree = make_tree(tmp_path, "t", TASKS, VARIANTS, seeds=3, steps=100_000, most=300, troubles=True) / "t"
     results = load.load(tree)
     runs = results.runs.set_index("status")
-    assert runs.index.value_counts().to_dict() == {"finished": 8, "failed": 1, "diverged": 1, "running": 1, "missing": 1}
+    assert runs.index.value_counts().to_dict() == {
+        "finished": 8,
+        "failed": 1,
+        "diverged": 1,
+        "running": 1,
+        "missing": 1,
+    }
     assert runs.loc["failed", "score"] == -43.0  # no episode: the random policy's
     assert runs.loc["diverged", "score"] == runs.loc["diverged", "final_100_training_episodes"]  # its own
     assert np.isnan(runs.loc["running", "score"]) and np.isnan(runs.loc["missing", "score"])
@@ -137,7 +143,13 @@ def test_a_manifest_in_the_wrong_place(tree: Path) -> None:
 def test_experiment_as_bench_writes_it(tree: Path) -> None:
     raw = json.loads((tree / "experiment.json").read_text())
     paths = [f"{task}/ppo+{variant}/{seed}" for task in TASKS for variant in VARIANTS for seed in range(4)]
-    written = {"name": "small", "source": "somewhere.toml", "experiment": raw, "command": ["/a/run_bench.py", "run"], "runs": paths}
+    written = {
+        "name": "small",
+        "source": "somewhere.toml",
+        "experiment": raw,
+        "command": ["/a/run_bench.py", "run"],
+        "runs": paths,
+    }
     (tree / "experiment.json").write_text(json.dumps(written))
     results = load.load(tree)
     assert len(results.runs) == 16 and (results.runs["status"] == "missing").sum() == 4
@@ -146,7 +158,9 @@ def test_experiment_as_bench_writes_it(tree: Path) -> None:
 
 def test_ship_and_read_back(tree: Path, tmp_path: Path) -> None:
     raw = json.loads((tree / "experiment.json").read_text())
-    (tree / "experiment.json").write_text(json.dumps(raw | {"source": "/here/x.toml", "command": ["/here/run_bench.py", "run", "small"]}))
+    (tree / "experiment.json").write_text(
+        json.dumps(raw | {"source": "/here/x.toml", "command": ["/here/run_bench.py", "run", "small"]})
+    )
     reference = tmp_path / "reference"
     assert load.ship_main(["small", "--out", str(tree.parent), "--to", str(reference)]) == 0
     ours, shipped = load.load(tree), load.load(reference / "small")
@@ -183,7 +197,7 @@ def test_unknown_names(tmp_path: Path, tree: Path) -> None:
 
 
 def test_a_thousand_runs_in_a_second_or_so(tmp_path: Path) -> None:
-    """So that ten thousand take seconds. Generous for a loaded machine."""
+    """So that ten thousand take seconds. CPU time, as other work may share the machine."""
     import pyarrow.parquet as pq
     from synthetic import episodes
 
@@ -197,6 +211,19 @@ def test_a_thousand_runs_in_a_second_or_so(tmp_path: Path) -> None:
             first = folder / "episodes.parquet"
         else:
             (folder / "episodes.parquet").hardlink_to(first)
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert len(load.load(tmp_path / "many").runs) == 1000
-    assert time.perf_counter() - begin < 8
+    assert time.process_time() - begin < 4
+
+
+def test_analysis_imports_no_training_code() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import importlib, pathlib, sys\n"
+        "for path in pathlib.Path('analysis').glob('*.py'): importlib.import_module('analysis.' + path.stem)\n"
+        "print([name for name in ('torch', 'gymnasium', 'mujoco', 'algorithms', 'bench') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=scores.ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -302,6 +302,20 @@ def test_ranking_goes_through_the_gate() -> None:
     assert found["clip-0.3"].verdict == NOT_COMPARABLE and "no run" in found["clip-0.3"].note
 
 
+def test_unfinished_tables_are_judged_by_what_there_is() -> None:
+    entry = {"table": "ppo_table1", "algorithm": "ppo", "bridge": {"environment": "e", "truncation": "t"}}
+    results = replace(table1(as_printed, seeds=3), experiment={"name": "x", "published": [entry]})
+    runs = results.runs.copy()
+    runs.loc[(runs["task"] == "Swimmer-v5") & (runs["seed"] > 0) & (runs["variant"] != "clip-0.1"), "score"] = np.nan
+    found = {v.subject: v for v in verify.verdicts(replace(results, runs=runs), RANDOM)}
+    assert found["clip-0.2"].verdict == INCONCLUSIVE and "smoke" in found["clip-0.2"].note
+    assert "without seeds 1, 2" in found["clip-0.2"].note
+    json.dumps([verify.as_row(v) for v in found.values()], allow_nan=False)
+    runs.loc[runs["task"] == "Swimmer-v5", "score"] = np.nan
+    (nothing,) = verify.verdicts(replace(results, runs=runs), RANDOM)
+    assert nothing.verdict == NOT_COMPARABLE and "no seed" in nothing.note
+
+
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 

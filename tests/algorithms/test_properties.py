@@ -250,7 +250,7 @@ def test_a_group_of_33_equals_33_groups_of_one() -> None:
     (entry,) = experiment["algorithms"]
     assert len(entry["variants"]) == 11
     preset = algorithms.common.config.presets("ppo")[entry["preset"]]
-    short = {"num_steps": 576, "num_epochs": 4}  # more than ppo.CHUNK, to no multiple of it
+    short = {"num_steps": 576, "num_epochs": 2}  # more than ppo.CHUNK, to no multiple of it
     runs = [preset | entry.get("overrides", {}) | variant | short for variant in entry["variants"].values()] * 3
     seeds = [seed for seed in range(3) for _ in range(11)]
     task = "Walker2d-v5"

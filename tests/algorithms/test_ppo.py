@@ -316,7 +316,8 @@ def literal_iteration(
     size: int,
 ) -> None:
     """Algorithm 1's inner part for one run; rollout entries [T, N, ...], one order of the T * N samples per epoch."""
-    observations, actions, rewards, successors, terminations, truncations = (torch.from_numpy(x) for x in rollout)
+    observations, actions, rewards, successors = (torch.from_numpy(x) for x in rollout[:4])
+    terminations, truncations = rollout[4:]
     gamma, decay = setting.get("gamma", 0.99), setting.get("gae_lambda", 0.95)
     steps, envs = rewards.shape
     if setting.get("time_limit_bootstrap", 1.0) == 0.0:
@@ -325,16 +326,15 @@ def literal_iteration(
         values, next_values = model.critic(observations).squeeze(-1), model.critic(successors).squeeze(-1)
         old = distribution(model.actor(observations), None if model.log_std is None else model.log_std.clone())
         old_log_probs = old.log_prob(actions)
-        advantages = torch.zeros(steps, envs)
-        for n in range(envs):
-            for t in range(steps):  # equation 11, summed forwards from every step to the end of its episode
-                weight = 1.0
-                for k in range(t, steps):
-                    worth = 0.0 if terminations[k, n] else next_values[k, n]
-                    advantages[t, n] += weight * (rewards[k, n] + gamma * worth - values[k, n])
-                    weight *= gamma * decay
-                    if terminations[k, n] or truncations[k, n]:
-                        break
+    r, v, w = rewards.tolist(), values.tolist(), next_values.tolist()
+    sums = np.zeros((steps, envs))
+    for t, n in np.ndindex(steps, envs):  # equation 11, summed forwards from every step to the end of its episode
+        for k in range(t, steps):
+            worth = 0.0 if terminations[k, n] else w[k][n]
+            sums[t, n] += (gamma * decay) ** (k - t) * (r[k][n] + gamma * worth - v[k][n])
+            if terminations[k, n] or truncations[k, n]:
+                break
+    advantages = torch.from_numpy(sums.astype(np.float32))
     returns = advantages + values
     outputs = model.actor(observations).detach()
     old_log_std = None if model.log_std is None else model.log_std.detach().clone()
@@ -344,10 +344,18 @@ def literal_iteration(
             advantage = advantages[t, n]
             if setting.get("normalize_advantages"):
                 advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-            policy, v = model.policy(observations[t, n]), model.critic(observations[t, n]).squeeze(-1)
+            policy, value = model.policy(observations[t, n]), model.critic(observations[t, n]).squeeze(-1)
             before = distribution(outputs[t, n], old_log_std)
             loss = literal_loss(
-                setting, policy, before, actions[t, n], advantage, v, values[t, n], returns[t, n], old_log_probs[t, n]
+                setting,
+                policy,
+                before,
+                actions[t, n],
+                advantage,
+                value,
+                values[t, n],
+                returns[t, n],
+                old_log_probs[t, n],
             )
             optimizer.zero_grad()
             loss.backward()

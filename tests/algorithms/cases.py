@@ -26,6 +26,12 @@ SMALL = {
     "buffer_size": 64, "learning_starts": 24, "train_period": 2, "target_period": 16, "epsilon_steps": 400.0,
 }  # fmt: skip
 
+# A budget that suffices for the probe tasks.
+PROBE = {
+    "num_envs": 8, "num_steps": 16, "num_epochs": 4, "batch_size": 32, "hidden_sizes": (32, 32), "learning_rate": 3e-3,
+    "buffer_size": 2000, "learning_starts": 200, "train_period": 8, "target_period": 80.0, "epsilon_steps": 3000.0,
+}  # fmt: skip
+
 # Values that the runs of a mixed group take in turn.
 PER_RUN: dict[str, Sequence[float]] = {
     "clip_coef": (0.2, inf, 0.1), "kl_coef": (0.0, 1.0, 0.3, 3.0, 0.0),
@@ -55,10 +61,15 @@ def switches(algorithm: str) -> dict[str, Any]:
     return flipped
 
 
-def small(algorithm: str, **overrides: Any) -> dict[str, Any]:
-    """Settings of a small run, for `load_config`."""
+def settings(algorithm: str, wanted: dict[str, Any], **overrides: Any) -> dict[str, Any]:
+    """Those of the wanted settings that the algorithm has, for `load_config`."""
     known = {field.name for field in dataclasses.fields(config_class(algorithm))}
-    return {name: value for name, value in SMALL.items() if name in known} | overrides
+    return {name: value for name, value in (wanted | overrides).items() if name in known}
+
+
+def small(algorithm: str, **overrides: Any) -> dict[str, Any]:
+    """Settings of a small run."""
+    return settings(algorithm, SMALL) | overrides
 
 
 def mixed(algorithm: str, count: int, **overrides: Any) -> list[dict[str, Any]]:

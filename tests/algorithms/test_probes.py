@@ -1,0 +1,79 @@
+"""Every algorithm finds the known answers of the probe tasks, in every run of a group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import PROBE, settings
+from probes import PROBES, Probe
+
+import algorithms
+from algorithms.common.config import load_config, stack
+
+SEEDS = [3, 4, 5]
+GAMMA = 0.5
+CASES = [
+    pytest.param(algorithm, kind, probe, id=f"{algorithm}-{kind}-{probe.__name__}")
+    for algorithm in algorithms.names()
+    for kind in sorted(algorithms.load(algorithm).SUPPORTS)
+    for probe in PROBES
+]
+
+
+def values(agent: Any, observations: torch.Tensor) -> np.ndarray:
+    """What the agent takes observations [R, B, O] to be worth, [R, B].
+
+    By the attribute in which an algorithm keeps its estimate: one line for a new way to keep it.
+    """
+    estimates = {
+        "critic": lambda critic: critic(agent.parameters, observations).squeeze(-1),
+        "net": lambda net: net(agent.parameters, observations).amax(-1),
+    }
+    name = next(name for name in estimates if hasattr(agent, name))
+    return estimates[name](getattr(agent, name)).detach().numpy()
+
+
+@pytest.mark.parametrize(("algorithm", "kind", "probe"), CASES)
+def test_probe(algorithm: str, kind: str, probe: type[Probe]) -> None:
+    cfg = stack([load_config(algorithm, None, settings(algorithm, PROBE, gamma=GAMMA))] * len(SEEDS))
+    envs = probe(len(SEEDS), cfg.num_envs, kind == "discrete")
+    agent = algorithms.load(algorithm).Agent(cfg, envs, SEEDS)
+    while envs.env_steps < 6000:
+        agent.iterate()
+    assert not envs.errors and not agent.diverged().any()
+    questions = np.repeat(envs.questions()[None], len(SEEDS), 0)
+    worth, best = envs.values(GAMMA), envs.actions()
+    if worth is not None:
+        found = values(agent, torch.from_numpy(questions))
+        assert np.abs(found - worth).max() < 0.15, f"values are {found.tolist()}, should be {worth}"
+    if best is not None:
+        acted = agent.act(questions).reshape(len(SEEDS), -1)
+        assert np.abs(acted - best).max() < 0.15, f"actions are {acted.tolist()}, should be {best}"
+
+
+def test_the_probes_are_what_they_say() -> None:
+    """A probe's values are the returns of its best actions."""
+    for discrete in (True, False):
+        for probe in PROBES:
+            envs = probe(1, 50, discrete)
+            observations = envs.reset([0])
+            known = {float(q[0]): i for i, q in enumerate(envs.questions())}
+            best, worth = envs.actions(), envs.values(GAMMA)
+            start, returns, discount = observations[0, :, 0], np.zeros(50), 1.0
+            going = np.ones(50, bool)
+            for _ in range(40):
+                chosen = [0.0 if best is None else best[known[float(o)]] for o in observations[0, :, 0]]
+                actions = np.array(chosen)[None].astype(np.int64 if discrete else np.float32)
+                step = envs.step(actions if discrete else actions[..., None])
+                returns += discount * np.where(going, step.rewards[0], 0.0)
+                discount *= GAMMA
+                going &= ~step.terminations[0]
+                observations = step.observations
+            assert set(start.tolist()) <= set(known)
+            if worth is not None:
+                assert returns == pytest.approx([worth[known[float(o)]] for o in start])
+            elif best is not None:
+                assert returns == pytest.approx(np.zeros(50))

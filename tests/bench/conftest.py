@@ -18,10 +18,10 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.fixture
 def wait_for() -> Callable[[Callable[[], Any]], Any]:
-    """Poll until something is true; fail after half a minute."""
+    """Poll until something is true; fail after two minutes."""
 
     def wait(condition: Callable[[], Any]) -> Any:
-        for _ in range(600):
+        for _ in range(2400):
             if found := condition():
                 return found
             time.sleep(0.05)

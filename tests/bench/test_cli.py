@@ -37,7 +37,6 @@ WRONG = [
     (["train", "ppo", "--task", "CartPole-v1", "--clip-cof", "1"], "did you mean --clip-coef"),
     (
         ["train", "ppo", "--task", "CartPole-v1", "--clip-coef", "much"],
-        2,
         "--clip-coef is 'much'; it must be of type float",
     ),
     (["train", "ppo", "--task", "CartPole-v1", "--preset", "papr"], "ppo has no preset 'papr' (did you mean paper"),

@@ -55,7 +55,7 @@ def test_killed_ten_times(bench: Bench, wait_for: Callable[[Callable[[], Any]], 
         process = bench.start(*command)
         # Most instants lie in training, two anywhere from the start on.
         if instant not in (3, 7):
-            wait_for(lambda begun=begun: trains_since(begun, bench))
+            wait_for(lambda begun=begun, process=process: trains_since(begun, bench) or process.poll() is not None)
         time.sleep(1.2 * rng.random())
         workers = workers_of(process.pid) if process.poll() is None else []
         if workers and instant % 2:

@@ -1,7 +1,7 @@
 """Probe tasks: the smallest environments in which one part of an algorithm alone decides whether it learns.
 
-Five of them, as in rejax, isolate the value of a constant, the value of an observation, discounting, an action's reward,
-and an action chosen by the observation; a sixth tells a time limit from an end. Every one has a known answer.
+Five of them, as in rejax, isolate the value of a constant, the value of an observation, discounting, the reward of an
+action, and an action chosen by the observation; a sixth tells a time limit from an end. Every one has a known answer.
 """
 
 from __future__ import annotations

@@ -388,7 +388,8 @@ def runs(
             values = table[(table["task"] == task) & (table["label"] == label)]["score"].to_numpy(dtype=float)
             jitter = spread.uniform(-0.22, 0.22, len(values))
             shade = max(0.12, 0.7 / max(1.0, len(values) / 10))
-            axes.plot(values, y + jitter, "o", color=look[label].hue, markersize=2.6, alpha=shade, markeredgewidth=0)
+            (dots,) = axes.plot(values, y + jitter, "o", color=look[label].hue, markersize=2.6, alpha=shade)
+            dots.set(markeredgewidth=0, rasterized=len(table) > 2000)  # so many dots would make an SVG of megabytes
         axes.set_title(task, fontsize=9.0 if len(task) < 20 or columns < 3 else 8.2)
         axes.set_yticks(heights, labels)
         axes.set_ylim(-0.6, len(labels) - 0.4)

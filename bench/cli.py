@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import importlib
 import itertools
 import json
@@ -164,7 +165,12 @@ def experiment_of(name: str, out: Path, **chosen: Any) -> Any:
 
     made = out / name / "experiment.json"
     if name not in plan.experiment_names() and not name.endswith(".toml") and made.exists():
-        return plan.expand(name, store.read_json(made)["experiment"], str(made), **chosen)
+        return plan.expand(
+            name,
+            store.read_json(made, "train again: the same command writes it anew")["experiment"],
+            str(made),
+            **chosen,
+        )
     return plan.expand(*plan.read(name), **chosen)
 
 
@@ -360,7 +366,8 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     except (UserError, OSError) as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        cure = "; free some space, then the same command goes on" if getattr(error, "errno", 0) == errno.ENOSPC else ""
+        print(f"error: {error}{cure}", file=sys.stderr)
         return error.code if isinstance(error, UserError) else FELL_SHORT
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -70,6 +70,8 @@ class Driver:
         device = computing["device"].split(" ")[0]
         self.agent = algorithms.load(self.runs[0].algorithm).Agent(cfg, self.envs, self.seeds, device)
 
+        self.evaluation_envs: Any = None  # made when first needed
+
         self.env_steps = self.evaluations = 0
         self.status = [store.RUNNING] * len(self.runs)
         self.errors: list[str | None] = [None] * len(self.runs)
@@ -155,7 +157,9 @@ class Driver:
         due = crossed + (self.env_steps >= self.steps and rest > 0)
         if due > self.evaluations:
             self.evaluations = due
-            returns, lengths = evaluate(self.agent, self.task, self.seeds, wanted["episodes"], due)
+            if self.evaluation_envs is None:
+                self.evaluation_envs = suites.make(self.task, len(self.runs), wanted["episodes"])
+            returns, lengths = evaluate(self.agent, self.evaluation_envs, self.seeds, due)
             for index in self.alive.nonzero()[0].tolist():
                 for value, length in zip(returns[index].tolist(), lengths[index].tolist(), strict=True):
                     self.episodes[index].append(self.env_steps, value, length, "eval", self._seconds())
@@ -190,7 +194,7 @@ class Driver:
             episodes.flush()
         progress = {key: getattr(self, key) for key in ("env_steps", "saved_at", "steps")}
         more = {"runs": len(self.runs), "pid": os.getpid(), "wall_seconds": self._seconds()}
-        store.write_json(self.folder / store.PROGRESS, progress | more)
+        store.write_json(self.folder / store.PROGRESS, progress | more, to_disk=False)
 
     def _write_manifest(self, index: int, weights_sha256: str | None = None) -> None:
         manifest = plan.base_manifest(self.settings, index, self.folder.name) | self.facts
@@ -225,16 +229,15 @@ class Driver:
         return SummaryWriter(str(directory / "tensorboard"), purge_step=self.env_steps + 1 if self.env_steps else None)
 
 
-def evaluate(agent: Any, task: str, seeds: list[int], episodes: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns and lengths [R, episodes] of one greedy episode in each of `episodes` fresh environments a run.
+def evaluate(agent: Any, envs: Any, seeds: list[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns and lengths [R, N] of one greedy episode in each of a run's environments, which are reset for it.
 
     The `count`-th evaluation of a run has environments seeded by (seed, "evaluation", count): evaluating more often, or
     not at all, changes neither training nor another evaluation, and nothing of it has to be in a checkpoint.
     """
-    envs = suites.make(task, len(seeds), episodes)
     observations = envs.reset([int(generator(seed, "evaluation", count).integers(2**62)) for seed in seeds])
-    returns, lengths = np.zeros((len(seeds), episodes)), np.zeros((len(seeds), episodes), np.int64)
-    going = np.ones((len(seeds), episodes), bool)
+    shape = len(seeds), envs.num_envs
+    returns, lengths, going = np.zeros(shape), np.zeros(shape, np.int64), np.ones(shape, bool)
     while going.any():
         step = envs.step(agent.act(observations, None))
         returns += np.where(going, step.rewards, 0.0)

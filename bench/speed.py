@@ -95,7 +95,7 @@ def sb3(algorithm: str, cfg: Any, task: str) -> Contestant:
             buffer_size=cfg.buffer_size,
             learning_starts=cfg.learning_starts,
             train_freq=max(cfg.train_period // cfg.num_envs, 1),
-            target_update_interval=cfg.target_period,
+            target_update_interval=int(cfg.target_period),
             policy_kwargs={"net_arch": list(cfg.hidden_sizes), "activation_fn": torch.nn.ReLU},
             **shared,
         )

@@ -38,33 +38,38 @@ COLUMNS = {
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write under a temporary name, flush to the disk, rename: `path` is the old file or the new one, never a part."""
+def write_atomically(path: Path, *parts: bytes | memoryview, to_disk: bool = True) -> None:
+    """Write under a temporary name, flush to the disk, rename: `path` is the old file or the new one, never a part.
+
+    Without `to_disk` this holds when a process is killed, but not when the power fails, and no disk is waited for.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
             file.writelines(parts)
             file.flush()
-            os.fsync(file.fileno())
+            if to_disk:
+                os.fsync(file.fileno())
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
     os.replace(temporary, path)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, to_disk: bool = True) -> None:
     """Write a small JSON file atomically."""
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode(), to_disk=to_disk)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, cure: str = "") -> dict[str, Any]:
     """Read a JSON object; a broken one is an error that names the file and the cure."""
     try:
         value = json.loads(path.read_bytes())
         if not isinstance(value, dict):
             raise ValueError("it holds no JSON object")
     except ValueError as error:
-        raise ResultsError(f"{path} is not readable ({error}); delete {path.parent} to train it anew") from None
+        cure = cure or f"delete {path.parent} to train it anew"
+        raise ResultsError(f"{path} is not readable ({error}); {cure}") from None
     return value
 
 

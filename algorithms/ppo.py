@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -29,16 +28,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.common.config import PerRun, require
-from algorithms.common.distributions import Categorical, Distribution, Gaussian
+from algorithms.common.config import PerRun, per_run_tensors, require
 from algorithms.common.layers import MLP, Parameters, normalized_columns, orthogonal
 from algorithms.common.normalization import ObservationNormalizer, RewardScaler
 from algorithms.common.optimizers import Adam
+from algorithms.common.policies import Policy
 from algorithms.common.returns import gae
+from algorithms.common.rollouts import Collector, Rollout, by_run, by_time, evaluate, shuffled
 from algorithms.common.streams import Streams
 
 SUPPORTS = {"discrete", "continuous"}
-CHUNK = 512  # samples per run in one forward pass over a rollout; keeps activations in the cache
 BASELINES = "openai/baselines@ea25b9e"  # the source of the details below, as catalogued in arXiv:2005.12729
 
 
@@ -148,153 +147,83 @@ class Agent:
         self.num_runs = len(seeds)
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps  # env_steps per run
         self.streams = Streams(seeds)
-        self.discrete = envs.num_actions is not None
-        num_outputs = envs.num_actions if self.discrete else envs.action_shape[0]
-        self.actor = MLP("actor", (envs.observation_shape[0], *cfg.hidden_sizes, num_outputs))
-        self.critic = MLP("critic", (envs.observation_shape[0], *cfg.hidden_sizes, 1), scratch=self.actor.scratch)
-        shapes = {**self.actor.shapes(), **self.critic.shapes()}
-        if not self.discrete:
-            shapes["log_std"] = (1, num_outputs)  # starts at 0
-        self.parameters = Parameters(self.num_runs, shapes, device)
+        self.policy = Policy(envs, cfg.hidden_sizes)
+        sizes = (envs.observation_shape[0], *cfg.hidden_sizes, 1)
+        self.critic = MLP("critic", sizes, scratch=self.policy.network.scratch)
+        self.parameters = Parameters(self.num_runs, self.policy.shapes() | self.critic.shapes(), device)
         init, gain = (orthogonal, math.sqrt(2)) if cfg.initialization == "orthogonal" else (normalized_columns, 1.0)
-        self.actor.initialize(self.parameters, self.streams["actor"], init(gain), init(0.01))
+        self.policy.initialize(self.parameters, self.streams["actor"], init(gain), init(0.01))
         self.critic.initialize(self.parameters, self.streams["critic"], init(gain), init(1.0))
         self.optimizer = Adam(self.parameters, cfg.adam_epsilon)
-        self.acting = self.actor.acting(self.parameters)
         normalizer = ObservationNormalizer(self.num_runs, envs.observation_shape)
-        self.normalizer = normalizer if cfg.normalize_observations else None
-        self.scaler = RewardScaler(self.num_runs, cfg.num_envs, cfg.gamma) if cfg.scale_rewards else None
-        self.coef = {
-            field.name: torch.as_tensor(value, dtype=torch.float32, device=device)[:, None]
-            for field in dataclasses.fields(cfg)
-            if isinstance(value := getattr(cfg, field.name), np.ndarray)
-        }  # [R, 1]
+        scaler = RewardScaler(self.num_runs, cfg.num_envs, cfg.gamma)
+        self.collector = Collector(
+            envs, seeds, normalizer if cfg.normalize_observations else None, scaler if cfg.scale_rewards else None
+        )
+        self.coef = per_run_tensors(cfg, device)  # [R, 1]
         self.stops, self.clips_values = np.isfinite(cfg.target_kl).any(), np.isfinite(cfg.value_clip).any()
         self.kl_coef = cfg.kl_coef.copy()
         self.iteration = 0
-        self.timers: dict[str, float] = defaultdict(float)  # seconds
-        self.observations = self._normalize(envs.reset(seeds))  # [R, N, O]
+        self.timers = self.collector.timers  # seconds
 
     def iterate(self) -> dict[str, np.ndarray]:
         """Algorithm 1: a rollout, then `num_epochs` passes over it. Returns metrics, each [R]."""
+        cfg = self.cfg
         rollout = self._collect()
         start = time.perf_counter()
-        batch = self._prepare(*rollout)
-        learning_rate = self.cfg.learning_rate * np.maximum(
-            1 - self.iteration * self.steps_per_iteration / self.cfg.anneal_steps, 0
-        )
-        old_log_std = None if self.discrete else self.parameters["log_std"].detach().clone()
+        batch = self._prepare(rollout)
+        old_log_std = None if self.policy.discrete else self.parameters["log_std"].detach().clone()
+        left = np.maximum(1 - self.iteration * self.steps_per_iteration / cfg.anneal_steps, 0)
         active = np.ones(self.num_runs, bool)
         # Drawn for all passes: where runs stop early, how many draws one makes must not depend on its company.
-        orders = [self.streams.permutation("minibatches", self.steps_per_iteration) for _ in range(self.cfg.num_epochs)]
+        orders = [self.streams.permutation("minibatches", self.steps_per_iteration) for _ in range(cfg.num_epochs)]
         for order in orders:
             for minibatch in self._minibatches(batch, order):
                 approx_kl = self._gradient(minibatch, old_log_std)
-                self.optimizer.step(learning_rate, self.cfg.max_grad_norm, active)
+                self.optimizer.step(cfg.learning_rate * left, cfg.max_grad_norm, active)
             if approx_kl is not None:
-                active &= ~(approx_kl.cpu().numpy() > self.cfg.target_kl)
+                active &= ~(approx_kl.cpu().numpy() > cfg.target_kl)
                 if not active.any():
                     break
         metrics = self._measure(batch, old_log_std)
-        self.kl_coef = adapt_kl_coef(self.kl_coef, metrics["kl"], self.cfg.kl_target)
+        self.kl_coef = adapt_kl_coef(self.kl_coef, metrics["kl"], cfg.kl_target)
         self.iteration += 1
         self.timers["learn"] += time.perf_counter() - start
         return metrics
 
-    def _collect(self) -> tuple[np.ndarray, ...]:
-        """T steps in every environment."""
-        cfg, envs = self.cfg, self.envs
-        shape = (cfg.num_steps, self.num_runs, cfg.num_envs)
-        observations = np.empty((*shape, *envs.observation_shape), np.float32)
-        next_observations = np.empty_like(observations)
-        actions = np.empty(shape, np.int64) if self.discrete else np.empty((*shape, *envs.action_shape), np.float32)
-        rewards = np.empty(shape, np.float32)
-        terminations, truncations = np.empty(shape, bool), np.empty(shape, bool)
-        if self.discrete:
-            noise = self.streams.gumbel("actions", (cfg.num_steps, cfg.num_envs, envs.num_actions), axis=1)
-        else:
-            std = np.exp(self.parameters["log_std"].detach().cpu().numpy())
-            noise = std * self.streams.normal("actions", (cfg.num_steps, cfg.num_envs, *envs.action_shape), axis=1)
-        in_envs = 0.0
-        begin = time.perf_counter()
-        for t in range(cfg.num_steps):
-            outputs = self.acting(self.observations) + noise[t]
-            action = outputs.argmax(-1) if self.discrete else outputs
-            start = time.perf_counter()
-            step = envs.step(action)
-            in_envs += time.perf_counter() - start
-            observations[t], actions[t] = self.observations, action
-            terminations[t], truncations[t] = step.terminations, step.truncations
-            rewards[t] = (
-                self.scaler(step.rewards, step.terminations | step.truncations) if self.scaler else step.rewards
-            )
-            self.observations = self._normalize(step.observations)
-            next_observations[t] = self._normalize(step.next_observations, update=False)
-        self.timers["env"] += in_envs
-        self.timers["act"] += time.perf_counter() - begin - in_envs
-        return observations, actions, rewards, next_observations, terminations, truncations
+    def _collect(self) -> Rollout:
+        """T steps in every environment with the present policy."""
+        steps, envs = self.cfg.num_steps, self.cfg.num_envs
+        return self.collector.collect(steps, self.policy.sampler(self.streams, steps, envs))
 
-    def _normalize(self, observations: np.ndarray, update: bool = True) -> np.ndarray:
-        if self.normalizer is None:
-            return observations
-        if update:
-            self.normalizer.update(observations)
-        return self.normalizer(observations)
-
-    def _prepare(
-        self,
-        observations: np.ndarray,
-        actions: np.ndarray,
-        rewards: np.ndarray,
-        next_observations: np.ndarray,
-        terminations: np.ndarray,
-        truncations: np.ndarray,
-    ) -> Batch:
+    def _prepare(self, rollout: Rollout) -> Batch:
         """Log-probabilities, values and advantages of a rollout [T, R, N, ...], as a batch [R, T*N, ...]."""
-        flat = self._flatten(observations)
-        old, values = self._evaluate(self.actor, flat), self._evaluate(self.critic, flat).squeeze(-1)
-        shape = (self.num_runs, self.cfg.num_steps, self.cfg.num_envs)
-        v = values.view(shape).transpose(0, 1).cpu().numpy()  # [T, R, N]
-        next_values = self._evaluate(self.critic, self._flatten(next_observations))
-        next_v = next_values.view(shape).transpose(0, 1).cpu().numpy()
-        cut = truncations & (self.cfg.time_limit_bootstrap == 0)[:, None]
+        cfg = self.cfg
+        observations, actions = by_run(rollout.observations, self.device), by_run(rollout.actions, self.device)
+        old = evaluate(self.policy.network, self.parameters, observations)
+        values = evaluate(self.critic, self.parameters, observations).squeeze(-1)
+        successors = by_run(rollout.next_observations, self.device)
+        next_values = evaluate(self.critic, self.parameters, successors).squeeze(-1)
+        cut = rollout.truncations & (cfg.time_limit_bootstrap == 0)[:, None]
         advantages = gae(
-            rewards, v, next_v, terminations | cut, terminations | truncations, self.cfg.gamma, self.cfg.gae_lambda
+            rollout.rewards,
+            by_time(values, cfg.num_steps),
+            by_time(next_values, cfg.num_steps),
+            rollout.terminations | cut,
+            rollout.terminations | rollout.truncations,
+            cfg.gamma,
+            cfg.gae_lambda,
         )
-        batch_actions = self._flatten(actions)
-        policy = self._distribution(old, None if self.discrete else self.parameters["log_std"].detach())
-        advantage = self._flatten(advantages)
-        return Batch(flat, batch_actions, old, policy.log_prob(batch_actions), values, advantage, advantage + values)
-
-    def _flatten(self, entries: np.ndarray) -> Tensor:
-        """[T, R, N, ...] -> [R, T*N, ...] on the device."""
-        by_run = np.ascontiguousarray(entries.swapaxes(0, 1))
-        return torch.from_numpy(by_run.reshape(self.num_runs, -1, *entries.shape[3:])).to(self.device)
-
-    @torch.no_grad()
-    def _evaluate(self, network: MLP, observations: Tensor) -> Tensor:
-        """A network's outputs [R, B, out] over a whole rollout [R, B, O]."""
-        chunks = observations.split(CHUNK, 1)
-        return torch.cat([network(self.parameters, chunk.contiguous()) for chunk in chunks], 1)
+        log_probs = self.policy.distribution(old, self.policy.log_std()).log_prob(actions)
+        advantage = by_run(advantages, self.device)
+        return Batch(observations, actions, old, log_probs, values, advantage, advantage + values)
 
     def _minibatches(self, batch: Batch, order: np.ndarray) -> Iterator[Batch]:
         """One pass in each run's own order [R, T*N]; entries [R, B, ...]."""
-        runs, samples, size = self.num_runs, self.steps_per_iteration, self.cfg.batch_size
-        rows = order + samples * np.arange(runs)[:, None]
-        index = torch.from_numpy(rows.reshape(runs, -1, size).swapaxes(0, 1).reshape(-1)).to(self.device)
-        fields = [
-            field.reshape(runs * samples, *field.shape[2:])
-            .index_select(0, index)
-            .view(-1, runs, size, *field.shape[2:])
-            for field in batch
-        ]
-        passed = Batch(*fields)  # [M, R, B, ...]
+        passed = Batch(*shuffled(batch, order, self.cfg.batch_size))  # [M, R, B, ...]
         passed = passed._replace(advantages=standardize(passed.advantages, self.coef["normalize_advantages"]))
         for parts in zip(*passed, strict=True):
             yield Batch(*parts)
-
-    def _distribution(self, outputs: Tensor, log_std: Tensor | None) -> Distribution:
-        return Categorical(outputs) if log_std is None else Gaussian(outputs, log_std)
 
     def _gradient(self, batch: Batch, old_log_std: Tensor | None) -> Tensor | None:
         """The gradient of equation 9's loss with equation 8's penalty, into `parameters.grad`; for a group that stops
@@ -303,23 +232,15 @@ class Agent:
             loss = mean_b( -surrogate + beta KL(pi_old || pi) - c2 H(pi) + c1 value_loss )
         """
         parameters, coef, size = self.parameters, self.coef, self.cfg.batch_size
-        layers = self.actor.forward(parameters, batch.observations)
-        policy = self._distribution(layers[-1], None if self.discrete else parameters["log_std"].detach())
+        layers = self.policy.network.forward(parameters, batch.observations)
+        policy = self.policy.distribution(layers[-1], self.policy.log_std())
         log_ratio = policy.log_prob(batch.actions) - batch.old_log_probs
         ratio = torch.exp(log_ratio)
         slope = surrogate_slope(ratio, batch.advantages, coef["clip_coef"])
         kl_coef = torch.as_tensor(self.kl_coef, dtype=torch.float32, device=self.device)[:, None]
-        old = self._distribution(batch.old, old_log_std) if (self.kl_coef > 0).any() else None
-        by_outputs, by_log_std = policy.gradient(
-            batch.actions,
-            slope / -size,
-            old,
-            kl_coef / size,
-            coef["ent_coef"] / -size,  # type: ignore[arg-type]
-        )
-        self.actor.backward(parameters, layers, by_outputs)
-        if by_log_std is not None:
-            parameters.grads["log_std"].copy_(by_log_std)
+        old: Any = self.policy.distribution(batch.old, old_log_std) if (self.kl_coef > 0).any() else None
+        by_policy = policy.gradient(batch.actions, slope / -size, old, kl_coef / size, coef["ent_coef"] / -size)
+        self.policy.write_gradient(layers, *by_policy)
 
         layers = self.critic.forward(parameters, batch.observations)
         value_clip = coef["value_clip"] if self.clips_values else None
@@ -330,32 +251,22 @@ class Agent:
     @torch.no_grad()
     def _measure(self, batch: Batch, old_log_std: Tensor | None) -> dict[str, np.ndarray]:
         """What the update did, over the whole rollout; each [R]."""
-        new = self._distribution(
-            self._evaluate(self.actor, batch.observations), None if self.discrete else self.parameters["log_std"]
-        )
-        old = self._distribution(batch.old, old_log_std)
+        outputs = evaluate(self.policy.network, self.parameters, batch.observations)
+        new: Any = self.policy.distribution(outputs, self.policy.log_std())
         ratio = torch.exp(new.log_prob(batch.actions) - batch.old_log_probs)
-        clipped = ((ratio - 1).abs() > self.coef["clip_coef"]).float()
         unexplained = (batch.returns - batch.old_values).var(1) / (batch.returns.var(1) + 1e-8)
         metrics = {
-            "kl": old.kl(new).mean(1),  # type: ignore[arg-type]
-            "clip_fraction": clipped.mean(1),
+            "kl": self.policy.distribution(batch.old, old_log_std).kl(new).mean(1),
+            "clip_fraction": ((ratio - 1).abs() > self.coef["clip_coef"]).float().mean(1),
             "entropy": new.entropy().mean(1),
             "explained_variance": 1 - unexplained,  # by the values before the update
+            "kl_coef": torch.from_numpy(self.kl_coef),
         }
-        metrics |= {"kl_coef": torch.from_numpy(self.kl_coef)}
         return {name: value.double().cpu().numpy().copy() for name, value in metrics.items()}
 
     def act(self, observations: np.ndarray, streams: Streams | None = None) -> np.ndarray:
         """Actions [R, N, ...] for observations [R, N, O]: the mode, or a sample when streams are given."""
-        outputs = self.acting(self.normalizer(observations) if self.normalizer else observations)
-        if self.discrete:
-            noise = 0 if streams is None else streams.gumbel("actions", outputs.shape[1:])
-            return (outputs + noise).argmax(-1)
-        if streams is None:
-            return outputs
-        std = np.exp(self.parameters["log_std"].detach().cpu().numpy())
-        return outputs + std * streams.normal("actions", outputs.shape[1:])
+        return self.policy.act(self.collector.normalize(observations), streams)
 
     def diverged(self) -> np.ndarray:
         """Runs whose weights are not finite: bool [R]."""
@@ -363,35 +274,18 @@ class Agent:
 
     def parameters_of(self, run: int) -> dict[str, np.ndarray]:
         """The weights of one run, and the statistics its policy needs."""
-        weights = self.parameters.of_run(run)
-        if self.normalizer is not None:
-            moments = self.normalizer.moments
-            weights |= {"observations.mean": moments.mean[run], "observations.variance": moments.variance[run]}
-        return weights
+        return self.parameters.of_run(run) | self.collector.statistics_of(run)
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on exactly; the environments keep their own."""
-        return {
-            "parameters": self.parameters.state(),
-            "optimizer": self.optimizer.state(),
-            "streams": self.streams.state(),
-            "observations": self.observations,
-            "kl_coef": self.kl_coef,
-            "iteration": self.iteration,
-            "normalizer": self.normalizer.moments.state() if self.normalizer else None,
-            "scaler": self.scaler.state() if self.scaler else None,
-        }
+        parts = {name: getattr(self, name).state() for name in ("parameters", "optimizer", "streams", "collector")}
+        return parts | {"kl_coef": self.kl_coef, "iteration": self.iteration}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state()` was taken."""
-        self.parameters.load_state(state["parameters"])
-        self.optimizer.load_state(state["optimizer"])
-        self.streams.load_state(state["streams"])
-        self.observations, self.kl_coef, self.iteration = state["observations"], state["kl_coef"], state["iteration"]
-        if self.normalizer:
-            self.normalizer.moments.load_state(state["normalizer"])
-        if self.scaler:
-            self.scaler.load_state(state["scaler"])
+        for name in ("parameters", "optimizer", "streams", "collector"):
+            getattr(self, name).load_state(state[name])
+        self.kl_coef, self.iteration = state["kl_coef"], state["iteration"]
 
 
 if __name__ == "__main__":

@@ -114,6 +114,14 @@ def stack(configs: Sequence[Any]) -> Any:
     return dataclasses.replace(first, **arrays)
 
 
+def per_run_tensors(config: Any, device: str = "cpu") -> dict[str, Any]:
+    """The per-run fields of a group's configuration as float32 tensors [R, 1]."""
+    import torch
+
+    values = {name: getattr(config, name) for name in per_run_fields(type(config))}
+    return {name: torch.as_tensor(value, dtype=torch.float32, device=device)[:, None] for name, value in values.items()}
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `ValueError(message)` unless the condition holds: for `Config.__post_init__`."""
     if not condition:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from algorithms import ppo
+from algorithms.common import distributions
 from algorithms.common.config import load_config, stack
+from algorithms.common.rollouts import Rollout, by_run, evaluate
 
 inf = math.inf
 TABLE_1: dict[str, dict[str, float]] = {
@@ -105,8 +107,8 @@ def test_surrogate_has_the_gradient_of_log_prob_at_the_old_policy() -> None:
     log_std = torch.randn(2, 1, 3, generator=rng, dtype=torch.float64, requires_grad=True)
     advantages = torch.randn(2, 50, generator=rng, dtype=torch.float64)
     policies: list[tuple[Any, Tensor, list[Tensor]]] = [
-        (ppo.Categorical(logits), torch.randint(4, (2, 50), generator=rng), [logits]),
-        (ppo.Gaussian(mean, log_std), torch.randn(2, 50, 3, generator=rng, dtype=torch.float64), [mean, log_std]),
+        (distributions.Categorical(logits), torch.randint(4, (2, 50), generator=rng), [logits]),
+        (distributions.Gaussian(mean, log_std), torch.randn(2, 50, 3, generator=rng).double(), [mean, log_std]),
     ]
     for policy, actions, weights in policies:
         log_probs = policy.log_prob(actions)
@@ -198,11 +200,11 @@ def batch_for(agent: ppo.Agent, seed: int = 0) -> tuple[ppo.Batch, Tensor | None
         return torch.randn(runs, *shape, generator=rng)
 
     observations = normal(size, 5)
-    outputs = agent._evaluate(agent.actor, observations)
+    outputs = evaluate(agent.policy.network, agent.parameters, observations)
     old = outputs + 0.3 * normal(*outputs.shape[1:])
-    old_log_std = None if agent.discrete else agent.parameters["log_std"].detach() + 0.2 * normal(1, 2)
-    actions = torch.randint(3, (runs, size), generator=rng) if agent.discrete else old + normal(size, 2)
-    old_log_probs = agent._distribution(old, old_log_std).log_prob(actions)
+    old_log_std = None if agent.policy.discrete else agent.parameters["log_std"].detach() + 0.2 * normal(1, 2)
+    actions = torch.randint(3, (runs, size), generator=rng) if agent.policy.discrete else old + normal(size, 2)
+    old_log_probs = agent.policy.distribution(old, old_log_std).log_prob(actions)
     return ppo.Batch(observations, actions, old, old_log_probs, normal(size), normal(size), normal(size)), old_log_std
 
 
@@ -376,13 +378,13 @@ def test_whole_iterations_against_a_second_implementation(task: str) -> None:
     rollout: list[np.ndarray] = []
     orders: list[np.ndarray] = []
 
-    def recorded() -> tuple[np.ndarray, ...]:
+    def recorded() -> Rollout:
         entries = list(collect())  # with more ends of episodes than so short a rollout has
         rng = np.random.default_rng(0)
         entries[4] = entries[4] | (rng.random(entries[4].shape) < 0.05)  # terminations
         entries[5] = entries[5] | (rng.random(entries[5].shape) < 0.05)  # truncations
         rollout[:] = entries
-        return tuple(entries)
+        return Rollout(*entries)
 
     def drawn(purpose: str, size: int) -> np.ndarray:
         orders.append(permutation(purpose, size))
@@ -420,7 +422,7 @@ def test_time_limits_bootstrap_or_not() -> None:
     terminations, truncations = np.zeros((4, 2, 1), bool), np.zeros((4, 2, 1), bool)
     truncations[0], terminations[2] = True, True
     actions = np.zeros((4, 2, 1), np.int64)
-    batch = agent._prepare(observations, actions, rewards, successors, terminations, truncations)
+    batch = agent._prepare(Rollout(observations, actions, rewards, successors, terminations, truncations))
     for run, bootstrap in enumerate((True, False)):
         weights = {name: torch.from_numpy(value) for name, value in agent.parameters_of(run).items()}
         v = forward(weights, "critic", torch.from_numpy(observations[:, run, 0])).squeeze(-1).tolist()
@@ -493,16 +495,16 @@ def test_actions_follow_the_policy() -> None:
     agent = make("ppo", "CartPole-v1", [{"num_steps": 2048, "num_envs": 4}] * 2, [0, 1])
     agent.parameters.fill("actor.bias2", np.tile(np.array([[[0.0, 1.0]]]), (2, 1, 1)))
     observations, actions, *_ = agent._collect()
-    probs = torch.softmax(agent._evaluate(agent.actor, agent._flatten(observations)), -1)[..., 1]
-    taken = agent._flatten(actions).double()
+    probs = torch.softmax(evaluate(agent.policy.network, agent.parameters, by_run(observations)), -1)[..., 1]
+    taken = by_run(actions).double()
     error = (taken - probs).mean(1) / (probs * (1 - probs)).mean(1).sqrt() * math.sqrt(8192)
     assert error.abs().max() < 4  # standard errors
 
     agent = make("ppo", "Pendulum-v1", [{"num_steps": 2048, "num_envs": 4}] * 2, [0, 1])
     agent.parameters.fill("log_std", np.log([[[0.5]], [[2.0]]]))
     observations, actions, *_ = agent._collect()
-    mean = agent._evaluate(agent.actor, agent._flatten(observations))
-    z = ((agent._flatten(actions) - mean) / torch.tensor([0.5, 2.0]).view(2, 1, 1)).double()
+    mean = evaluate(agent.policy.network, agent.parameters, by_run(observations))
+    z = ((by_run(actions) - mean) / torch.tensor([0.5, 2.0]).view(2, 1, 1)).double()
     assert z.mean((1, 2)).abs().max() < 4 / math.sqrt(8192)
     assert (z.square().mean((1, 2)) - 1).abs().max() < 4 * math.sqrt(2 / 8192)
 
@@ -514,8 +516,8 @@ def test_act_is_the_mode_or_a_sample() -> None:
         agent = build(spaces, [{}, {}])
         observations = np.random.default_rng(0).standard_normal((2, 400, 5)).astype(np.float32)
         mode, sample = agent.act(observations), agent.act(observations, Streams([5, 6]))
-        outputs = agent._evaluate(agent.actor, torch.from_numpy(observations)).numpy()
-        expected = outputs.argmax(-1) if agent.discrete else outputs
+        outputs = evaluate(agent.policy.network, agent.parameters, torch.from_numpy(observations)).numpy()
+        expected = outputs.argmax(-1) if agent.policy.discrete else outputs
         assert np.allclose(mode, expected, atol=1e-5)
         assert mode.shape == sample.shape and mode.dtype == sample.dtype and not np.array_equal(mode, sample)
 

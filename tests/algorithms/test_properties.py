@@ -178,11 +178,12 @@ def test_a_seed_means_the_same_whatever_the_settings(algorithm: str) -> None:
     """Variants of one seed start from the same weights and meet the same environments (common random numbers)."""
     runs = mixed(algorithm, 4)
     agent = make(algorithm, tasks(algorithm)[0], runs, [5, 5, 6, 5])
+    observations = getattr(agent, "collector", agent).observations
     for run, same in ((1, True), (2, False), (3, True)):
         for name, weights in agent.parameters_of(run).items():
             if weights.any():
                 assert np.array_equal(weights, agent.parameters_of(0)[name]) is same
-        assert np.array_equal(agent.observations[run], agent.observations[0]) is same
+        assert np.array_equal(observations[run], observations[0]) is same
 
 
 # ------------------------------------------------------------------------------------------------------------- resume

@@ -292,8 +292,7 @@ class Display:
 
     def __init__(self, jobs: Sequence[Job]):
         self.jobs, self.total = jobs, sum(job.runs * job.steps for job in jobs)
-        self.begin = self.told = time.monotonic()
-        self.first = self._steps()
+        self.history = [(time.monotonic(), self._steps())]  # of the last minute
         self.bar: Any = None
 
     def __enter__(self) -> Display:
@@ -312,16 +311,19 @@ class Display:
 
     def update(self) -> None:
         """Show the workers' progress if it is time to."""
-        if time.monotonic() - self.told >= (0.5 if self.bar else self.EVERY):
+        if time.monotonic() - self.history[-1][0] >= (0.5 if self.bar else self.EVERY):
             self._show()
 
     def _show(self) -> None:
-        self.told = time.monotonic()
         for job in self.jobs:
             if job.state == "running":
                 job.look()
         done = self._steps()
-        rate = (done - self.first) / max(self.told - self.begin, 1e-9)
+        self.history.append((time.monotonic(), done))
+        while self.history[-1][0] - self.history[1][0] > 60:
+            self.history.pop(0)
+        (begin, before), (end, _) = self.history[0], self.history[-1]
+        rate = (done - before) / max(end - begin, 1e-9)
         runs = {state: sum(job.runs for job in self.jobs if job.state == state) for state in ("done", "failed")}
         text = f"{runs['done']}/{sum(job.runs for job in self.jobs)} runs, {rate:,.0f} env steps/s"
         text += f", {duration((self.total - done) / rate)} left" if rate and done < self.total else ""

@@ -119,7 +119,7 @@ def measure(order: Mapping[str, Any]) -> dict[str, Any]:
     algorithm, task = order["algorithm"], order["task"]
     cfg = config.load_config(algorithm, order["preset"], order["overrides"])
     computing = runtime.configure_torch("cpu")
-    contestants = {f"{runs} runs": ours(algorithm, cfg, task, runs) for runs in order["runs"]}
+    contestants = {f"R = {runs}": ours(algorithm, cfg, task, runs) for runs in order["runs"]}
     if order["against"]:
         contestants["sb3"] = sb3(algorithm, cfg, task)
     for train in contestants.values():  # warms up

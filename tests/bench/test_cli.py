@@ -135,7 +135,7 @@ def test_speed(bench: Bench) -> None:
     code, output = bench("speed", "ppo", *given, "--json")
     assert code == 0, output
     rows = json.loads(output)["rows"]
-    assert [row["name"] for row in rows] == ["1 runs", "3 runs"]
+    assert [row["name"] for row in rows] == ["R = 1", "R = 3"]
     for row in rows:
         assert row["low"] <= row["env_steps_per_second"] <= row["high"]
         assert set(row["us"]) == {"env", "act", "learn", "rest"}

@@ -69,7 +69,9 @@ def draw(this: Study, headline: Table, found: Sequence[verify.Verdict], folder: 
 
     table = this.scored.assign(label=[this.labels[pair] for pair in this.pairs(this.scored)])
     if len(table):
-        text = caption(this, "Dot: a run; ring and bar: their mean and its 95 % bootstrap interval.", normalized=False)
+        text = caption(
+            this, "Small dot: a run; large dot and bar: their mean and its 95 % bootstrap interval.", normalized=False
+        )
         add("runs", "Every run's score", text, figures.runs, table, means=mean_rows(table), order=this.order)
 
     raw = {name: scores.score_matrix(this.results.runs, *pair, this.tasks) for pair, name in this.labels.items()}

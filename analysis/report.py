@@ -46,7 +46,7 @@ def provenance(results: Results, manifests: Sequence[dict[str, Any]]) -> list[tu
         for name, version in (manifest.get("versions") or {}).items():
             versions.setdefault(name, set()).add(str(version))
     commits = runs["commit"].astype(str).str[:12] + runs["dirty"].map({True: ", with uncommitted changes"}).fillna("")
-    hours = runs.groupby("group", dropna=False)[["wall_seconds", "cpu_seconds"]].max().astype(float).sum() / 3600
+    took = runs.groupby("group", dropna=False)[["wall_seconds", "cpu_seconds"]].max().astype(float).sum()
     most = int(runs["group_size"].fillna(1).max())
     fingerprints = runs.drop_duplicates("task").set_index("task")["fingerprint"].fillna("none").astype(str)
     return [
@@ -58,11 +58,22 @@ def provenance(results: Results, manifests: Sequence[dict[str, Any]]) -> list[tu
         ("versions", ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in sorted(versions.items()))),
         ("preset", counted(runs["preset"])),
         ("groups", f"{runs['group'].nunique()}, of up to {most} runs trained in one program"),
-        ("wall clock", f"{hours['wall_seconds']:.2f} hours, added over groups"),
-        ("CPU", f"{hours['cpu_seconds']:.2f} hours, added over groups"),
+        ("wall clock", f"{duration(took['wall_seconds'])}, added over groups"),
+        ("CPU", f"{duration(took['cpu_seconds'])}, added over groups"),
         ("first start, last end", f"{runs['started'].dropna().min()}, {runs['ended'].dropna().max()}"),
         ("environment fingerprints", listed((f"{task} {digest[:12]}" for task, digest in fingerprints.items()), 99)),
     ]
+
+
+def duration(seconds: float) -> str:
+    """`58 s`, `12 min` or `3.4 hours`."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} hours"
+    )
 
 
 def counted(values: Iterable[Any]) -> str:
@@ -173,7 +184,6 @@ def compose(this: Study, out_dir: Path, command: str | None = None) -> tuple[Pat
         dropped=dropped,
         tables=parts,
         pictures={picture.name: picture for picture in drawn},
-        published=[picture for picture in drawn if picture.name.startswith(("ppo_table1", "published-"))],
         protocol=protocol(this),
         provenance=provenance(results, manifests),
         shipped=results.shipped,

@@ -296,9 +296,15 @@ def comparison_table(name: str, found: Sequence[verify.Verdict]) -> Table:
         "scale R = |published − random|. Grade: A per-seed data; B mean, spread and n; "
         "C mean only; D read off a plot."
     )
-    note += "".join(f" Bridge ({place}): {bridge}." for place, bridge in enumerate(bridges, start=1))
+    shown = pd.DataFrame(rows)
+    empty = [column for column in ("leans", "to settle") if (shown[column] == "–").all()]
+    if len(bridges) < 2 and all(one.bridge for one in found):  # the same for all: said once, below
+        note += "".join(f" Bridge: {bridge}." for bridge in bridges)
+        empty.append("bridge")
+    else:
+        note += "".join(f" Bridge ({place}): {bridge}." for place, bridge in enumerate(bridges, start=1))
     data = pd.DataFrame([{**vars(one), "extra": json.dumps(one.extra, default=str)} for one in found])
-    return Table(f"verdicts-{slug(name)}", f"Against {name}", data, pd.DataFrame(rows), note, remarks)
+    return Table(f"verdicts-{slug(name)}", f"Against {name}", data, shown.drop(columns=empty), note, remarks)
 
 
 def statement_table(name: str, found: Sequence[verify.Verdict]) -> Table:

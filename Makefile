@@ -1,5 +1,5 @@
 # `make bench`: the experiment `quick`, from nothing to its report. `make test`: the tests. Both make .venv first.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: bench test lint clean

@@ -394,32 +394,41 @@ def _load_reference(folder: Path, statistic: str | None) -> Results:
     return Results(experiment, table, curves, statistic, folder, shipped=True)
 
 
-def ship(run_tree: Path, reference: Path) -> Path:
+def ship(run_tree: Path, reference: Path, partial: bool = False) -> Path:
     """Writes the compact reference folder of a run tree (see the module's docstring), each file by rename; returns it.
 
-    ResultsError if a run is still running or missing: what is shipped is complete.
+    Runs that the folder holds already and this tree does not (other seeds or tasks, another machine) stay in it.
+    ResultsError if a run is still running or missing, for what is shipped is complete, unless `partial`: then such runs
+    are listed as missing. ResultsError, too, if the two have different settings, budgets or fingerprints.
     """
     results = load(run_tree)
     if results.shipped:
         raise ResultsError(f"{run_tree} is a reference folder already; ship takes the run tree")
-    unfinished = results.runs[results.runs["status"].isin(["running", "missing"])]
-    if len(unfinished):
-        first = "/".join(str(unfinished.iloc[0][key]) for key in KEYS)
+    table, curves, every = results.runs, results.curves, manifests(run_tree)
+    if (reference / "scores.csv").is_file():
+        table, curves, every = _joined(load(reference), table, curves, every)
+    waiting = table["status"].isin(["running", "missing"])
+    if waiting.any() and not partial:
+        first = table[waiting].iloc[0]
         raise ResultsError(
-            f"{run_tree}: {len(unfinished)} of {len(results.runs)} runs are not over (first: {first}, "
-            f"{unfinished.iloc[0]['status']}); run the experiment again with the same command, then ship"
+            f"{run_tree}: {waiting.sum()} of {len(table)} runs are not over (first: "
+            f"{'/'.join(str(first[key]) for key in KEYS)}, {first['status']}); run the experiment again with the same "
+            "command, then ship, or ship --partial what there is"
         )
+    table = table.assign(status=table["status"].mask(waiting, "missing"), statistic=results.statistic)
+    table.loc[waiting, ["score", *STATISTICS]] = np.nan
+    over = set(table.loc[~waiting, KEYS].itertuples(index=False, name=None))
+    curves = curves[[key in over for key in curves[KEYS].itertuples(index=False, name=None)]]
+    every = [manifest for manifest in every if tuple(manifest[key] for key in KEYS) in over]
+
     reference.mkdir(parents=True, exist_ok=True)
     columns = [*KEYS, "env_steps", "score", "status", "statistic", "train_episodes", *STATISTICS]
-    table = results.runs.assign(statistic=results.statistic)[columns]
-    _write(reference / "scores.csv", lambda path: table.to_csv(path, index=False, float_format="%.10g"))
+    _write(reference / "scores.csv", lambda path: table[columns].to_csv(path, index=False, float_format="%.10g"))
     _write(
         reference / "curves.csv.gz",
-        lambda path: results.curves.to_csv(
-            path, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0}
-        ),
+        lambda path: curves.to_csv(path, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0}),
     )
-    _write(reference / "manifests.jsonl", lambda path: path.write_text("\n".join(_compact(manifests(run_tree))) + "\n"))
+    _write(reference / "manifests.jsonl", lambda path: path.write_text("\n".join(_compact(every)) + "\n"))
     described = json.dumps(_portable(results.experiment), indent=1) + "\n"
     _write(reference / "experiment.json", lambda path: path.write_text(described))
     for source in (run_tree / "experiment.toml", EXPERIMENTS / f"{results.name}.toml"):
@@ -427,6 +436,31 @@ def ship(run_tree: Path, reference: Path) -> Path:
             _write(reference / "experiment.toml", lambda path, source=source: shutil.copyfile(source, path))
             break
     return reference
+
+
+def _joined(
+    old: Results, table: pd.DataFrame, curves: pd.DataFrame, every: list[dict[str, Any]]
+) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
+    """The tree's runs, and those that only the reference folder has."""
+    over = table[~table["status"].isin(["running", "missing"])]
+    mine = set(over[KEYS].itertuples(index=False, name=None))
+    kept = old.runs[[key not in mine for key in old.runs[KEYS].itertuples(index=False, name=None)]]
+    kept = kept[kept["status"] != "missing"]
+    theirs = set(kept[KEYS].itertuples(index=False, name=None))
+    both = pd.concat([over, kept])
+    for keys, column in ((["algorithm", "variant", "task"], "config_digest"), (["algorithm", "task"], "steps")):
+        mixed = both.groupby(keys)[column].nunique()
+        if (mixed > 1).any():
+            raise ResultsError(
+                f"{old.path}: {'/'.join(mixed.idxmax())} was shipped with another {column}; move that folder away, "
+                "or run with the settings that it names"
+            )
+    rest = table[[key not in theirs for key in table[KEYS].itertuples(index=False, name=None)]]
+    joined = pd.concat([rest, kept[rest.columns]]).sort_values(KEYS, ignore_index=True)
+    _one_fingerprint(joined, old.path)
+    shown = [key in theirs for key in old.curves[KEYS].itertuples(index=False, name=None)]
+    others = [manifest for manifest in manifests(old.path) if tuple(manifest[key] for key in KEYS) in theirs]
+    return joined, pd.concat([curves, old.curves[shown]], ignore_index=True), every + others
 
 
 def _write(path: Path, write: Any) -> None:
@@ -465,16 +499,17 @@ def ship_main(argv: Sequence[str] | None = None) -> int:
     import argparse
 
     parser = argparse.ArgumentParser(
-        prog="run_bench.py ship", description="turn a finished run tree into a reference folder"
+        prog="run_bench.py ship", description="turn a run tree into a reference folder, or add it to one"
     )
     parser.add_argument("experiment")
     parser.add_argument("--out", type=Path, default=RUNS, help="folder of run trees (default: results/runs)")
     parser.add_argument(
         "--to", type=Path, default=REFERENCE, help="folder of reference folders (default: results/reference)"
     )
+    parser.add_argument("--partial", action="store_true", help="ship what is over, list the rest as missing")
     given = parser.parse_args(argv)
     try:
-        written = ship(given.out / given.experiment, given.to / given.experiment)
+        written = ship(given.out / given.experiment, given.to / given.experiment, given.partial)
     except (ResultsError, OSError, ValueError) as error:
         print(f"ship: {error}", file=sys.stderr)
         return 2

@@ -320,11 +320,11 @@ def with_values(call: Callable[[], Any]) -> Any:
         raise UserError(str(error)) from None
 
 
-def analysis_command(name: str) -> Callable[[Sequence[str]], int]:
+def analysis_command(name: str, function: str = "main") -> Callable[[Sequence[str]], int]:
     """A command that analysis/ answers."""
 
     def command(arguments: Sequence[str]) -> int:
-        code: int = importlib.import_module(f"analysis.{name}").main(list(arguments))
+        code: int = getattr(importlib.import_module(f"analysis.{name}"), function)(list(arguments))
         return code
 
     return command
@@ -337,6 +337,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "status": (status, "status EXPERIMENT: what is done, running, failed, diverged, missing; time left"),
     "report": (analysis_command("report"), "report EXPERIMENT: tables, figures and one HTML page"),
     "verify": (analysis_command("verify"), "verify [EXPERIMENT|all]: published against measured"),
+    "ship": (analysis_command("load", "ship_main"), "ship EXPERIMENT [--partial]: runs into results/reference/"),
     "speed": (speed, "speed ALGORITHM --task T --runs 1,10,33 [--against sb3]: env steps per second"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -179,6 +180,35 @@ def test_what_is_not_over_is_not_shipped(tmp_path: Path, capsys: pytest.CaptureF
     make_tree(tmp_path, "t", TASKS, VARIANTS, seeds=3, steps=10_000, troubles=True)
     assert load.ship_main(["t", "--out", str(tmp_path), "--to", str(tmp_path / "r")]) == 2
     assert "not over" in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+def test_partial_ships_add_up(tmp_path: Path) -> None:
+    """What is over is shipped with the rest as missing; a later tree adds its runs and keeps those it does not have."""
+    make_tree(tmp_path, "t", TASKS, VARIANTS, seeds=3, steps=10_000, troubles=True)
+    reference = load.ship(tmp_path / "t", tmp_path / "r" / "t", partial=True)
+    whole, first = load.load(tmp_path / "t").runs, load.load(reference).runs
+    waiting = whole["status"].isin(["running", "missing"])
+    assert waiting.any() and first[waiting]["status"].eq("missing").all()
+    pd.testing.assert_series_equal(first["score"], whole["score"].mask(waiting), check_exact=False)
+
+    other = tmp_path / "elsewhere"
+    make_tree(other, "t", TASKS, VARIANTS, seeds=4, steps=10_000)
+    for seed in range(3):
+        for folder in list((other / "t").glob(f"*/*/{seed}")):
+            shutil.rmtree(folder)
+    load.ship(other / "t", reference, partial=True)
+    second = load.load(reference)
+    merged = second.runs.set_index(load.KEYS)["score"]
+    before = first[first["status"] != "missing"].set_index(load.KEYS)["score"]
+    pd.testing.assert_series_equal(merged[before.index], before)
+    assert set(merged[merged.notna()].index) == set(before.index) | {key for key in merged.index if key[3] == 3}
+    assert set(second.curves["seed"]) == {0, 1, 2, 3}
+    assert len(load.manifests(reference)) == second.runs["status"].ne("missing").sum()
+
+    changed = tmp_path / "changed"
+    make_tree(changed, "t", TASKS, VARIANTS, seeds=1, steps=20_000)
+    with pytest.raises(ResultsError, match="was shipped with another"):
+        load.ship(changed / "t", reference, partial=True)
 
 
 def test_corrupt_reference(tree: Path, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from synthetic import VARIANTS, make_tree
 
-from analysis import claims, load, ranking, rule, scores, verify
+from analysis import claims, load, published, ranking, rule, scores, verify
 from analysis.load import Results, ResultsError
+from analysis.published import Protocol
 from analysis.rule import BETTER, INCONCLUSIVE, NOT_COMPARABLE, REPRODUCED, WORSE, Verdict
-from analysis.verify import Protocol
 
 RANDOM = scores.random_scores()
 OURS = Protocol("final_100_training_episodes", 1_000_000, "training", "HalfCheetah-v5", "bootstrap")
@@ -47,7 +47,7 @@ def made_up(
 
 
 def test_equal_protocols_pass_and_every_field_counts() -> None:
-    assert verify.gate(OURS, OURS, {}) == []
+    assert published.gate(OURS, OURS, {}) == []
     changes = {
         "statistic": "area_under_curve", "steps": 3_000_000, "evaluation": "deterministic",
         "environment": "HalfCheetah-v2",
@@ -55,19 +55,19 @@ def test_equal_protocols_pass_and_every_field_counts() -> None:
     }  # fmt: skip
     for name, value in changes.items():
         theirs = replace(OURS, **{name: value})
-        assert verify.gate(theirs, OURS, {}) == [name]
-        assert verify.gate(theirs, OURS, {name: "why it is fair"}) == []
-        assert verify.gate(theirs, OURS, {"details": "something else"}) == [name]
+        assert published.gate(theirs, OURS, {}) == [name]
+        assert published.gate(theirs, OURS, {name: "why it is fair"}) == []
+        assert published.gate(theirs, OURS, {"details": "something else"}) == [name]
 
 
 def test_what_is_not_stated_needs_a_bridge_too() -> None:
-    assert verify.gate(replace(OURS, truncation=""), OURS, {}) == ["truncation"]
-    assert verify.gate(replace(OURS, steps=0), OURS, {}) == ["steps"]
-    assert verify.gate(replace(OURS, steps=999_000), OURS, {}) == []  # within 1 %
+    assert published.gate(replace(OURS, truncation=""), OURS, {}) == ["truncation"]
+    assert published.gate(replace(OURS, steps=0), OURS, {}) == ["steps"]
+    assert published.gate(replace(OURS, steps=999_000), OURS, {}) == []  # within 1 %
 
 
 def test_no_bridge_between_families() -> None:
-    assert verify.gate(replace(OURS, environment="Hopper-v5"), OURS, {"environment": "both have legs"}) == [
+    assert published.gate(replace(OURS, environment="Hopper-v5"), OURS, {"environment": "both have legs"}) == [
         "environment"
     ]
 
@@ -76,26 +76,26 @@ def test_no_bridge_between_families() -> None:
 
 
 def test_per_seed_table_is_grade_a() -> None:
-    found = verify.theirs({"table": "ppo_ikostrikov_runs", "truncation": "bootstrap"}, "Reacher-v2")
+    found = published.theirs({"table": "ppo_ikostrikov_runs", "truncation": "bootstrap"}, "Reacher-v2")
     assert found is not None
-    published, protocol = found
-    assert published.grade == "A" and len(published.values) == published.n == 10
-    assert published.mean == pytest.approx(np.mean(published.values)) and -5.5 < published.mean < -4.5
+    number, protocol = found
+    assert number.grade == "A" and len(number.values) == number.n == 10
+    assert number.mean == pytest.approx(np.mean(number.values)) and -5.5 < number.mean < -4.5
     assert protocol == Protocol("final_100_training_episodes", 1_000_000, "training", "Reacher-v2", "bootstrap")
-    assert verify.theirs({"table": "ppo_ikostrikov_runs"}, "Ant-v2") is None
+    assert published.theirs({"table": "ppo_ikostrikov_runs"}, "Ant-v2") is None
 
 
 def test_table_of_means_is_grade_b_with_its_kind_of_spread() -> None:
     entry = {"table": "classic_published", "where": {"algorithm": "CleanRL PPO"}, "truncation": "terminal"}
-    published, protocol = verify.theirs(entry, "CartPole-v1") or (None, None)
-    assert published == rule.Published(490.04, 6.12, "std (population)", 3, "B")
+    number, protocol = published.theirs(entry, "CartPole-v1") or (None, None)
+    assert number == rule.Published(490.04, 6.12, "std (population)", 3, "B")
     assert protocol == Protocol("final_100_training_episodes", 500_000, "training", "CartPole-v1", "terminal")
 
 
 def test_spread_over_episodes_is_no_spread_over_seeds() -> None:
     entry = {"table": "mujoco_published", "where": {"algorithm": "SB3 PPO (rl-zoo)", "steps": 1_000_000}}
-    published, protocol = verify.theirs(entry, "Hopper-v3") or (None, None)
-    assert published is not None and published.grade == "C" and published.spread is None
+    number, protocol = published.theirs(entry, "Hopper-v3") or (None, None)
+    assert number is not None and number.grade == "C" and number.spread is None
     assert protocol is not None and protocol.statistic == ""  # an evaluation we have no statistic for: not stated
 
 
@@ -105,34 +105,34 @@ def test_plot_readings_are_grade_d() -> None:
         "where": {"algorithm": "A2C (PPO paper A2C, plot reading)"},
         "reading_error": 50.0,
     }
-    published, _ = verify.theirs(entry, "HalfCheetah") or (None, None)
-    assert published is not None and published.grade == "D" and published.reading_error == 50.0
+    number, _ = published.theirs(entry, "HalfCheetah") or (None, None)
+    assert number is not None and number.grade == "D" and number.reading_error == 50.0
 
 
 def test_ambiguous_or_wrong_selection_is_named() -> None:
     with pytest.raises(ResultsError, match="narrow"):
-        verify.theirs({"table": "mujoco_published"}, "HalfCheetah-v4")
+        published.theirs({"table": "mujoco_published"}, "HalfCheetah-v4")
     with pytest.raises(ResultsError, match="no column 'agent'"):
-        verify.theirs({"table": "mujoco_published", "where": {"agent": "PPO"}}, "HalfCheetah-v4")
+        published.theirs({"table": "mujoco_published", "where": {"agent": "PPO"}}, "HalfCheetah-v4")
     with pytest.raises(FileNotFoundError, match="classic_published"):
-        verify.theirs({"table": "classics"}, "CartPole-v1")
+        published.theirs({"table": "classics"}, "CartPole-v1")
 
 
 def test_every_published_entry_of_the_experiments_is_well_formed() -> None:
     for path in sorted(load.EXPERIMENTS.glob("*.toml")):
         results = replace(made_up({("CartPole-v1", "default"): [0.0]}), experiment={"name": path.stem})
-        for entry in verify.entries(results):
+        for entry in published.entries(results):
             assert isinstance(entry.get("bridge", {}), dict)
             for task, environment in entry.get("tasks", {}).items():
-                assert verify.theirs(entry, environment) is not None, (path.name, environment)
-                assert verify.family(task) == verify.family(environment) and task in RANDOM
+                assert published.theirs(entry, environment) is not None, (path.name, environment)
+                assert published.family(task) == published.family(environment) and task in RANDOM
             if "tasks" not in entry:
                 assert entry["table"] == "ppo_table1"
 
 
 def test_unknown_key_of_an_entry() -> None:
     with pytest.raises(ResultsError, match="bridges"):
-        verify.entries(made_up({("CartPole-v1", "default"): [0.0]}, published=[{"table": "x", "bridges": {}}]))
+        published.entries(made_up({("CartPole-v1", "default"): [0.0]}, published=[{"table": "x", "bridges": {}}]))
 
 
 # ---- verdicts on tasks ---------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def sb3(algorithm: str, cfg: Any, task: str) -> Contestant:
         from stable_baselines3.common.env_util import make_vec_env
         from stable_baselines3.common.vec_env import VecNormalize
     except ImportError as error:
-        cure = "pip install --no-deps 'stable-baselines3==2.7.*'"
+        cure = "pip install stable-baselines3==2.9.2"
         raise UserError(f"--against sb3 needs Stable-Baselines3 ({error}): {cure}") from None
     import torch
 

@@ -199,9 +199,9 @@ def test_full_file_system(bench: Bench) -> None:
         os.system(f"umount {bench.out}")
 
 
-def start_slowly(bench: Bench, wait_for: Wait) -> tuple[Any, list[str]]:
-    """A launch that takes a while, after its first checkpoint; and its command."""
-    path = bench.write(EXPERIMENT.replace('name = "fake"', 'name = "fake"\noverrides = {pause = 0.15}'))
+def start_slowly(bench: Bench, wait_for: Wait, pause: float = 0.2) -> tuple[Any, list[str]]:
+    """A launch whose 25 iterations last `pause` seconds each, after its first checkpoint; and its command."""
+    path = bench.write(EXPERIMENT.replace('name = "fake"', f'name = "fake"\noverrides = {{pause = {pause}}}'))
     command = ["run", path, "--out", str(bench.out), "--workers", "2", "--checkpoint-seconds", "0.1"]
     process = bench.start(*command)
     wait_for(lambda: len(list(bench.out.glob("exp/.groups/*/checkpoint.safetensors"))) == 2)
@@ -209,7 +209,7 @@ def start_slowly(bench: Bench, wait_for: Wait) -> tuple[Any, list[str]]:
 
 
 def test_two_launches_at_once_and_status_while_running(bench: Bench, wait_for: Wait) -> None:
-    process, command = start_slowly(bench, wait_for)
+    process, command = start_slowly(bench, wait_for, pause=2.0)
     code, output = bench(*command)
     assert code == 1
     assert f"in use by process {process.pid}" in output
@@ -218,8 +218,9 @@ def test_two_launches_at_once_and_status_while_running(bench: Bench, wait_for: W
     assert found["counts"] == {"running": 3}
     assert found["env_steps_per_second"] > 0
     assert found["seconds_left"] > 0
+    os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -236,7 +237,7 @@ def test_stop_and_go_on(bench: Bench, wait_for: Wait, number: int) -> None:
     stopped = bench.results()
     assert all(manifest["sessions"][1]["env_steps"] > 0 for manifest in bench.manifests().values())
     bench.out = bench.place / "undisturbed"
-    bench(command[0], command[1], "--out", str(bench.out))
+    assert bench.run(bench.write())[0] == 0
     assert bench.results() == stopped
 
 

@@ -98,5 +98,4 @@ class Replay:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state()` was taken."""
         self.added = state["added"]
-        self.rows.zero_()
         self.rows[:, : len(self), : self.used].copy_(torch.from_numpy(state["rows"]))

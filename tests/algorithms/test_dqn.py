@@ -15,6 +15,7 @@ from algorithms.common.columns import ColumnMLP
 from algorithms.common.config import load_config, stack
 from algorithms.common.layers import MLP, Parameters, fan_in_uniform
 from algorithms.common.replay import Transitions
+from algorithms.common.runtime import flushed_denormals
 from algorithms.common.streams import Streams
 
 inf = float("inf")
@@ -275,3 +276,10 @@ def test_values_of_known_observations_with_squared_loss() -> None:
         agent.iterate()
     found = agent.net(agent.parameters, torch.from_numpy(np.repeat(envs.questions()[None], 2, 0))).amax(-1)
     assert np.abs(found.detach().numpy() - [-1.0, 1.0]).max() < 0.1
+
+
+def test_denormals_are_flushed_inside_only() -> None:
+    small, smaller = T([1e-30] * 32), T([1e-10] * 32)
+    with flushed_denormals():
+        inside = small * smaller
+    assert (inside == 0).all() and (small * smaller > 0).all()

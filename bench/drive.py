@@ -27,7 +27,19 @@ import algorithms  # noqa: E402
 import suites  # noqa: E402
 from algorithms.common import config  # noqa: E402
 from algorithms.common.streams import generator  # noqa: E402
-from bench import CRASHED, DISK_FULL, DONE, REFUSED, STOPPED, UserError, import_plugins, plan, store, tensors  # noqa: E402
+from bench import (  # noqa: E402
+    CRASHED,
+    DISK_FULL,
+    DONE,
+    REFUSED,
+    STOPPED,
+    ResultsError,
+    UserError,
+    import_plugins,
+    plan,
+    store,
+    tensors,
+)
 
 PROGRESS_SECONDS = 1.0
 PATIENCE = 30.0  # seconds to wait for the last worker of this group, which may still be dying
@@ -68,7 +80,9 @@ class Driver:
         cfg = config.stack([config.load_config(run.algorithm, None, run.config) for run in self.runs])
         self.envs = suites.make(self.task, len(self.runs), getattr(cfg, "num_envs", 1))
         device = computing["device"].split(" ")[0]
-        self.agent = algorithms.load(self.runs[0].algorithm).Agent(cfg, self.envs, self.seeds, device)
+        module = algorithms.load(self.runs[0].algorithm)
+        self.code = store.code_digest(module.Agent)
+        self.agent = module.Agent(cfg, self.envs, self.seeds, device)
 
         self.evaluation_envs: Any = None  # made when first needed
 
@@ -174,6 +188,7 @@ class Driver:
         self.wall_seconds, self.cpu_seconds = self._seconds(), time.process_time() - self._clock[1]
         own = {name: getattr(self, name) for name in REMEMBERED}
         state = {"driver": own, "lengths": lengths, "agent": self.agent.state(), "envs": self.envs.state()}
+        state["code"] = {"digest": self.code, "commit": self.facts["commit"]}
         tensors.save_state(self.folder / store.CHECKPOINT, state)
         self.saved_at = self.env_steps
         self._tell()
@@ -181,6 +196,11 @@ class Driver:
     def _restore(self) -> list[int]:
         """Load the checkpoint; returns the lengths to which the episodes have to be cut back."""
         state = tensors.load_state(self.folder / store.CHECKPOINT)
+        if state["code"]["digest"] != self.code:  # it would end with the numbers of neither
+            raise ResultsError(
+                f"{self.folder / store.CHECKPOINT} was written by other code (commit {state['code']['commit']}); go on "
+                f"from that commit, or remove {self.folder} to start the group again"
+            )
         self.agent.load_state(state["agent"])
         self.envs.load_state(state["envs"])
         for name in REMEMBERED:

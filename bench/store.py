@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import math
 import os
@@ -221,6 +222,13 @@ def commit() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
+
+
+def code_digest(agent: type) -> str:
+    """A short name for the code that decides a run's numbers: the algorithm's file, algorithms/common and suites."""
+    shared = [path for place in ("algorithms/common", "suites") for path in sorted((ROOT / place).glob("*.py"))]
+    contents = b"".join(path.read_bytes() for path in [Path(inspect.getfile(agent)), *shared])
+    return hashlib.sha256(contents).hexdigest()[:16]
 
 
 def versions(packages: Sequence[str] = ("torch", "numpy", "gymnasium", "mujoco", "pyarrow")) -> dict[str, str]:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from harness import EXPERIMENT, Bench, workers_of
 
+from bench import tensors
+
 Results = dict[str, Any]
 Wait = Callable[[Callable[[], Any]], Any]
 FAULTY = EXPERIMENT.replace('name = "fake"', 'name = "fake"\noverrides = {{fault = "{0}", fault_step = 200{1}}}')
@@ -259,6 +261,23 @@ def test_corrupt_checkpoint_stops_its_group(bench: Bench, wait_for: Wait) -> Non
     code, output = bench(*command)
     assert code == 0, output
     assert "finished" in output
+
+
+def test_checkpoint_of_other_code_stops_its_group(bench: Bench, wait_for: Wait) -> None:
+    process, command = start_slowly(bench, wait_for)
+    process.kill()
+    process.communicate()
+    path = sorted(bench.out.glob("exp/.groups/*/checkpoint.safetensors"))[0]
+    data = path.read_bytes()
+    state = tensors.load_state(path)
+    state["code"] = {"digest": "0" * 16, "commit": "abc"}
+    tensors.save_state(path, state)
+    code, output = bench(*command)
+    assert code == 1
+    assert "written by other code (commit abc)" in output and f"remove {path.parent}" in output
+    path.write_bytes(data)  # nothing was lost: with the code it is of, the group goes on
+    code, output = bench(*command)
+    assert code == 0, output
 
 
 def test_corrupt_results(bench: Bench) -> None:

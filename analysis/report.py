@@ -148,7 +148,8 @@ def compose(this: Study, out_dir: Path, command: str | None = None) -> tuple[Pat
     import jinja2
 
     results = this.results
-    found, decided = verify.verdicts(results), claims.evaluate(results)
+    found = verify.verdicts(results)
+    decided = claims.evaluate(results, found)
     manifests = load.manifests(results.path)
     lead, by_task, troubles = tables.headline(this), tables.task_table(this), tables.trouble_table(this)
     parts: dict[str, list[Table]] = {

@@ -114,7 +114,7 @@ class Agent:
         self.net.initialize(self.parameters, self.streams["q"], fan_in_uniform, fan_in_uniform, fan_in_uniform)
         self.target = Parameters(self.num_runs, self.net.shapes(), device)
         self.target.copy_(self.parameters)
-        self.parts = list(zip(self.net.parts(self.parameters), self.net.parts(self.target), strict=True))
+        self.parts, self.target_parts = self.net.parts(self.parameters), self.net.parts(self.target)
         self.optimizer = Adam(self.parameters, cfg.adam_epsilon)
         self.acting = self.net.acting(self.parameters)
         self.replay = Replay(self.num_runs, cfg.buffer_size, cfg.num_envs, size, 1, device)
@@ -162,21 +162,20 @@ class Agent:
     @torch.no_grad()
     def _gradient(self, batch: Transitions) -> tuple[Tensor, Tensor]:
         """The loss's gradient, into `parameters.grad`. Returns TD errors and Q(s, a) of the batch, [R, B] each."""
-        td_errors, q_values = torch.empty_like(batch.rewards), torch.empty_like(batch.rewards)
-        for online, target in self.parts:
-            runs = online.runs
-            observations, next_observations, actions, rewards, terminations = (
-                field[runs].swapaxes(1, -1) if field.ndim == 3 else field[runs] for field in batch
-            )  # [r, O, B], [r, 1, B], [r, B]
-            next_values = greedy_values(self.net.forward(target, next_observations)[-1])
-            targets = td_targets(rewards, terminations, next_values, self.gamma[runs])
-            layers = self.net.forward(online, observations)
-            taken = actions == self.action_indices  # [r, A, B]
-            q_values[runs] = torch.where(taken, layers[-1], 0.0).sum(1)
-            td_errors[runs] = targets - q_values[runs]
-            slope = huber_slope(td_errors[runs], self.td_clip[runs]) / -self.cfg.batch_size  # d loss / d Q(s, a)
-            self.net.backward(online, layers, taken * slope.unsqueeze(1))
-        return td_errors, q_values
+        observations, next_observations = batch.observations.transpose(1, 2), batch.next_observations.transpose(1, 2)
+        next_q_values = torch.cat(
+            [self.net.forward(part, next_observations[part.runs])[-1] for part in self.target_parts]
+        )
+        targets = td_targets(batch.rewards, batch.terminations, greedy_values(next_q_values), self.gamma)
+        taken = (batch.actions.transpose(1, 2) == self.action_indices).float()  # [R, A, B], 1 at the action taken
+        q_values = torch.empty_like(targets)
+        for part in self.parts:
+            runs = part.runs
+            layers = self.net.forward(part, observations[runs])
+            q = torch.sum(layers[-1] * taken[runs], 1, out=q_values[runs])
+            slope = huber_slope(targets[runs] - q, self.td_clip[runs]) / -self.cfg.batch_size  # d loss / d Q(s, a)
+            self.net.backward(part, layers, taken[runs] * slope.unsqueeze(1))
+        return targets - q_values, q_values
 
     def _metrics(self, learned: tuple[Tensor, Tensor] | None) -> dict[str, np.ndarray]:
         if learned is None:

@@ -30,7 +30,7 @@ class ColumnMLP(MLP):
     def __init__(self, name: str, sizes: Sequence[int]):
         super().__init__(name, sizes, "relu")
 
-    def parts(self, parameters: Parameters, size: int = 16) -> list[Part]:
+    def parts(self, parameters: Parameters, size: int = 8) -> list[Part]:
         """All runs, `size` at a time: fewer would cost calls, more would leave a cache of 2 MB (120 and 84 units)."""
         return [Part(self, parameters, slice(r, r + size)) for r in range(0, parameters.num_runs, size)]
 

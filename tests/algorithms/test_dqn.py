@@ -262,9 +262,9 @@ def test_evaluation_explores_only_with_streams() -> None:
 
 def test_a_run_trains_the_same_whatever_the_part_it_is_in() -> None:
     """Groups larger than `ColumnMLP.parts` takes at a time."""
-    runs = [small("dqn") for _ in range(17)]
-    company = train("dqn", "Acrobot-v1", runs, range(17))
-    for run in (0, 15, 16):
+    runs = [small("dqn") for _ in range(9)]
+    company = train("dqn", "Acrobot-v1", runs, range(9))
+    for run in (0, 7, 8):
         assert_same(company[run], train("dqn", "Acrobot-v1", [runs[run]], [run])[0], f"run {run}")
 
 

@@ -28,17 +28,14 @@ def tree(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tree, tmp_path_factory) -> Path:
-    patch = pytest.MonkeyPatch()
     rows = [Verdict("ppo_table1", v, "INCONCLUSIVE", "C", 0.5, 0.6, -0.1, -0.2, 0.0, 0.1, 1.0, 4, 3) for v in VARIANTS]
     rows += [Verdict("ppo_table1", "clip 0.2 is best", "holds", note="place 1 of 3")]
     rows += [Verdict("a table: of <them>", "Hopper-v5: ppo", "WORSE", "A", 1.0, 2.0, -1.0, -1.2, -0.8, 0.2, 2.0, 4, 5)]
-    patch.setattr(verify, "verdicts", lambda results: rows)
-    patch.setattr(
-        claims, "evaluate", lambda results: [claims.Claim("T1", "a claim", "a paper", "a test", status="holds")]
-    )
-    page = report.make(load.load(tree), tmp_path_factory.mktemp("report"))
-    patch.undo()
-    return page
+    decided = [claims.Claim("T1", "a claim", "a paper", "a test", status="holds")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "verdicts", lambda results: rows)
+        patch.setattr(claims, "evaluate", lambda results, found: decided)
+        return report.make(load.load(tree), tmp_path_factory.mktemp("report"))
 
 
 def test_the_page_needs_nothing_else(made):

@@ -43,8 +43,10 @@ class Bench:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a command."""
         command = [sys.executable, str(ROOT / "run_bench.py"), *arguments]
+        # Started in the background, a shell has its children ignore SIGINT; a user's terminal does not.
         return subprocess.Popen(command, cwd=self.place, env=self.environment, text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+                                stderr=subprocess.PIPE, start_new_session=True,
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
         """Run a command to its end: exit code, and all it printed. A traceback is never right."""

@@ -308,7 +308,10 @@ def _portable(experiment: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in experiment.items() if key != "source"}
     command = kept.get("command")
     if isinstance(command, list) and command:
-        kept["command"] = ["python", Path(command[0]).name, *command[1:]]
+        words = ["python", Path(command[0]).name, *command[1:]]
+        while "--out" in words:  # where the runs were put is that machine's affair
+            del words[(place := words.index("--out")) : place + 2]
+        kept["command"] = words
     return kept
 
 

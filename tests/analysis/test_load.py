@@ -159,9 +159,8 @@ def test_experiment_as_bench_writes_it(tree: Path) -> None:
 
 def test_ship_and_read_back(tree: Path, tmp_path: Path) -> None:
     raw = json.loads((tree / "experiment.json").read_text())
-    (tree / "experiment.json").write_text(
-        json.dumps(raw | {"source": "/here/x.toml", "command": ["/here/run_bench.py", "run", "small"]})
-    )
+    command = ["/here/run_bench.py", "run", "small", "--out", "/here/runs"]
+    (tree / "experiment.json").write_text(json.dumps(raw | {"source": "/here/x.toml", "command": command}))
     reference = tmp_path / "reference"
     assert load.ship_main(["small", "--out", str(tree.parent), "--to", str(reference)]) == 0
     ours, shipped = load.load(tree), load.load(reference / "small")

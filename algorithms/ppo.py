@@ -64,6 +64,7 @@ class Config:
 
     # Details that the paper does not state; the values off are the defaults.
     initialization: Literal["normc", "orthogonal"] = "normc"  # BASELINES ppo1 and ppo2
+    clip_actions: PerRun = 0.0  # 1: to the box, before the environment charges for them (BASELINES ClipActionsWrapper)
     normalize_advantages: PerRun = 0.0  # 1: to mean 0 and standard deviation 1 in each minibatch (BASELINES ppo2)
     normalize_observations: bool = False  # running mean and variance, clip at 10 (BASELINES VecNormalize)
     scale_rewards: bool = False  # by the running deviation of the return, clip at 10 (BASELINES VecNormalize)
@@ -158,7 +159,11 @@ class Agent:
         normalizer = ObservationNormalizer(self.num_runs, envs.observation_shape)
         scaler = RewardScaler(self.num_runs, cfg.num_envs, cfg.gamma)
         self.collector = Collector(
-            envs, seeds, normalizer if cfg.normalize_observations else None, scaler if cfg.scale_rewards else None
+            envs,
+            seeds,
+            normalizer if cfg.normalize_observations else None,
+            scaler if cfg.scale_rewards else None,
+            cfg.clip_actions,
         )
         self.coef = per_run_tensors(cfg, device)  # [R, 1]
         self.stops, self.clips_values = np.isfinite(cfg.target_kl).any(), np.isfinite(cfg.value_clip).any()
@@ -266,7 +271,7 @@ class Agent:
 
     def act(self, observations: np.ndarray, streams: Streams | None = None) -> np.ndarray:
         """Actions [R, N, ...] for observations [R, N, O]: the mode, or a sample when streams are given."""
-        return self.policy.act(self.collector.normalize(observations), streams)
+        return self.collector.clip(self.policy.act(self.collector.normalize(observations), streams))
 
     def diverged(self) -> np.ndarray:
         """Runs whose weights are not finite: bool [R]."""

@@ -198,11 +198,15 @@ class MountainCarContinuous(ClassicVectorEnv):
     num_observed, action_bound = 2, 1.0
 
     def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
-        start, f32 = state[0], np.float32
-        angle = np.where(self._elapsed == 0, 3 * start, (3 * start).astype(f32))
-        velocity = state[1].astype(f32) + (actions * f32(0.0015) - (0.0025 * np.cos(angle)).astype(f32))
+        start, first, f32 = state[0], self._elapsed == 0, np.float32
+        slope = 0.0025 * np.cos(np.where(first, 3 * start, (3 * start).astype(f32)))
+        inside = actions * f32(0.0015) - slope.astype(f32)
+        outside = np.where(actions > 0, 0.0015, -0.0015) - slope  # float64: there the force is a Python float
+        push = np.where(np.abs(actions) > 1, outside, inside)
+        velocity = np.where(first, push, state[1].astype(f32) + push.astype(f32))
         velocity = np.clip(velocity, f32(-0.07), f32(0.07))
         position = np.clip((start + velocity).astype(f32), f32(-1.2), f32(0.6))
+        velocity = velocity.astype(f32)
         velocity[(position == f32(-1.2)) & (velocity < 0)] = 0
         terminations = (position >= f32(0.45)) & (velocity >= 0)
         rewards = np.where(terminations, 100.0, 0.0) - np.square(actions.astype(np.float64)) * 0.1
@@ -221,6 +225,7 @@ class Pendulum(ClassicVectorEnv):
 
     def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
         theta, theta_dot = state
+        actions = np.clip(actions, self.action_low, self.action_high)
         angle = (theta + np.pi) % (2 * np.pi) - np.pi
         effort = np.array([torque**2 for torque in actions.ravel()]).reshape(actions.shape)  # powf, as in Gymnasium
         costs = np.float_power(angle, 2) + 0.1 * np.float_power(theta_dot, 2) + np.float32(0.001) * effort

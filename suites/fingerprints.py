@@ -29,11 +29,10 @@ def fingerprint(task_id: str) -> dict[str, Any]:
 def _fingerprint(task_id: str) -> dict[str, Any]:
     task = suites.find_task(task_id)
     packages = importlib.import_module(f"suites.{task.kind}").PACKAGES
-    clip = [] if suites.make(task_id, 1, 1).action_shape is None else ["ClipAction"]
     facts: dict[str, Any] = {
         "task": task.id,
         "env_kwargs": task.env_kwargs,
-        "wrappers": [f"TimeLimit({task.max_episode_steps})", "AutoresetSameStep", "Float32Observation", *clip],
+        "wrappers": [f"TimeLimit({task.max_episode_steps})", "AutoresetSameStep", "Float32Observation"],
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "trace_sha256": trace_sha256(task_id),
     }

@@ -1,7 +1,7 @@
 """The eleven MuJoCo tasks of Gymnasium, version 5: real Gymnasium environments, no wrappers.
 
-Observations are float32 (Gymnasium's float64 rounded once), rewards float64, actions float32 clipped to the box; time
-limit and automatic reset are `VectorEnv`'s. "-v5" does not fix the numbers: they change with the version of mujoco,
+Observations are float32 (Gymnasium's float64 rounded once), rewards float64, actions float32; time limit and automatic
+reset are `VectorEnv`'s. "-v5" does not fix the numbers: they change with the version of mujoco,
 which is part of the fingerprint.
 
 A Gymnasium step spends 5 to 25 us in Python beside the physics. For the tasks in `OUTCOMES` the physics of each

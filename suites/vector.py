@@ -46,8 +46,9 @@ class Episode(NamedTuple):
 class VectorEnv:
     """Environments [R, N] of one task, reset in the same step in which an episode ends.
 
-    Actions are int64 [R, N] (`num_actions` of them) or float32 [R, N, *action_shape]; the latter are clipped to
-    [`action_low`, `action_high`] here, so rewards that charge for control see the clipped action.
+    Actions are int64 [R, N] (`num_actions` of them) or float32 [R, N, *action_shape]. The latter reach the task as they
+    are, also outside [`action_low`, `action_high`], and it does with them what Gymnasium's does: MuJoCo clamps the
+    control, while the rewards of its tasks charge for the action itself. Whoever wants them clipped does it before.
 
     A run is parked, and the others go on unharmed, when one of its environments raises, when its actions are non-finite
     or outside the discrete set, or by `park`. It is then no longer stepped: its last observations, rewards 0, no
@@ -211,7 +212,7 @@ class VectorEnv:
     # -- inside
 
     def _checked(self, actions: NDArray[Any]) -> NDArray[Any]:
-        """Actions of the right shape and within bounds; parks the runs whose actions make no sense."""
+        """Actions of the right shape and kind; parks the runs whose actions make no sense."""
         actions, batch = np.asarray(actions), self._returns.shape
         if self.action_low is None or self.action_high is None:
             self._demand(actions, "iu", batch)
@@ -229,8 +230,6 @@ class VectorEnv:
                 self.park(run, f"actions of run {run} are {actions[run].tolist()}: {rule}; the run is parked.")
             actions = actions.copy()
             actions[bad] = 0
-        if self.action_low is not None and self.action_high is not None:
-            actions = np.minimum(np.maximum(actions, self.action_low), self.action_high)
         return actions
 
     @staticmethod

@@ -21,7 +21,7 @@ class Rollout(NamedTuple):
     """T steps of R runs in N environments each; entries [T, R, N, ...]."""
 
     observations: np.ndarray  # float32, as the policy saw them
-    actions: np.ndarray  # int64 [T, R, N] or float32 [T, R, N, A]
+    actions: np.ndarray  # int64 [T, R, N] or float32 [T, R, N, A], as the policy chose them
     rewards: np.ndarray  # float32, scaled if there is a scaler
     next_observations: np.ndarray  # the true successors, before any reset
     terminations: np.ndarray  # bool; the task ended
@@ -37,8 +37,13 @@ class Collector:
         seeds: Sequence[int],
         normalizer: ObservationNormalizer | None = None,
         scaler: RewardScaler | None = None,
+        clip_actions: np.ndarray | None = None,  # [R], whether the environments get a run's actions clipped to the box
     ):
         self.envs, self.normalizer, self.scaler = envs, normalizer, scaler
+        self._bounds: tuple[np.ndarray, np.ndarray] | None = None
+        if envs.action_shape and clip_actions is not None and clip_actions.any():
+            clips = (clip_actions > 0).reshape(-1, 1, *[1] * len(envs.action_shape))  # [R, 1, ...]
+            self._bounds = np.where(clips, envs.action_low, -np.inf), np.where(clips, envs.action_high, np.inf)
         self.timers: dict[str, float] = defaultdict(float)  # seconds
         self.observations = self._observe(envs.reset(seeds))  # [R, N, O], what to act on next
 
@@ -55,7 +60,7 @@ class Collector:
         for t in range(num_steps):
             action = policy(self.observations, t)
             start = time.perf_counter()
-            step = envs.step(action)
+            step = envs.step(self.clip(action))
             in_envs += time.perf_counter() - start
             observations[t], actions[t] = self.observations, action
             terminations[t], truncations[t] = step.terminations, step.truncations
@@ -66,6 +71,10 @@ class Collector:
         self.timers["env"] += in_envs
         self.timers["act"] += time.perf_counter() - begin - in_envs
         return Rollout(observations, actions, rewards, next_observations, terminations, truncations)
+
+    def clip(self, actions: np.ndarray) -> np.ndarray:
+        """Actions [R, N, ...] as the environments get them."""
+        return actions if self._bounds is None else np.clip(actions, *self._bounds).astype(actions.dtype, copy=False)
 
     def normalize(self, observations: np.ndarray) -> np.ndarray:
         """Observations as the policy sees them; the statistics stay as they are."""

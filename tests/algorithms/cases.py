@@ -37,7 +37,8 @@ PER_RUN: dict[str, Sequence[float]] = {
     "clip_coef": (0.2, inf, 0.1), "kl_coef": (0.0, 1.0, 0.3, 3.0, 0.0),
     "kl_target": (0.0, 0.003, 0.0, 0.01, 0.0, 0.0, 0.03),
     "anneal_steps": (inf, 300.0, 1000.0, inf), "ent_coef": (0.0, 0.01), "time_limit_bootstrap": (1.0, 0.0, 1.0),
-    "normalize_advantages": (0.0, 1.0), "value_clip": (inf, 0.1, inf), "max_grad_norm": (inf, 0.5, inf, 0.05, 10.0),
+    "normalize_advantages": (0.0, 1.0), "value_clip": (inf, 0.1, inf),
+    "clip_actions": (0.0, 1.0, 1.0), "max_grad_norm": (inf, 0.5, inf, 0.05, 10.0),
     "target_kl": (inf, 1e-4, inf, 1e-6, 3e-3),
 }  # fmt: skip
 FRACTIONS = (1.0, 0.5, 0.9, 0.99)  # of the default, for the other fields

@@ -51,7 +51,13 @@ class Spaces(SimpleNamespace):
 
 
 DISCRETE = Spaces(observation_shape=(5,), num_actions=3, action_shape=None)
-CONTINUOUS = Spaces(observation_shape=(5,), num_actions=None, action_shape=(2,))
+CONTINUOUS = Spaces(
+    observation_shape=(5,),
+    num_actions=None,
+    action_shape=(2,),
+    action_low=np.full(2, -1, np.float32),
+    action_high=np.ones(2, np.float32),
+)
 
 
 def build(spaces: Spaces, runs: list[dict[str, Any]], **structure: Any) -> ppo.Agent:
@@ -507,6 +513,25 @@ def test_actions_follow_the_policy() -> None:
     z = ((by_run(actions) - mean) / torch.tensor([0.5, 2.0]).view(2, 1, 1)).double()
     assert z.mean((1, 2)).abs().max() < 4 / math.sqrt(8192)
     assert (z.square().mean((1, 2)) - 1).abs().max() < 4 * math.sqrt(2 / 8192)
+
+
+def test_only_runs_that_ask_for_it_clip_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environments get the clipped action, the batch keeps the one that was drawn."""
+    runs = [{"clip_actions": clips, "num_steps": 64, "batch_size": 16} for clips in (0.0, 1.0)]
+    agent = make("ppo", "Hopper-v5", runs, [7, 7])
+    given: list[np.ndarray] = []
+    step = agent.envs.step
+    monkeypatch.setattr(agent.envs, "step", lambda actions: given.append(actions) or step(actions))
+    drawn = agent._collect().actions[0]  # the first step: afterwards the two runs see different things
+    assert np.array_equal(drawn[0], drawn[1])
+    assert np.array_equal(given[0][0], drawn[0])
+    assert np.array_equal(given[0][1], drawn[1].clip(-1, 1))
+    received = np.array(given)
+    assert np.abs(received[:, 0]).max() > 1 >= np.abs(received[:, 1]).max()
+    far = np.full((2, 1, 11), 5, np.float32)
+    agent.parameters["actor.bias2"].detach()[:] = 3
+    assert np.abs(agent.act(far)[0]).min() > 1
+    assert np.abs(agent.act(far)[1]).max() <= 1
 
 
 def test_act_is_the_mode_or_a_sample() -> None:

@@ -25,10 +25,13 @@ STEPS = 1_010  # so that tasks without termination meet their limit of 1,000
 
 
 def script(envs: VectorEnv, num_steps: int, seed: int = 0) -> NDArray[Any]:
-    """Actions [T, R, N, ...]: random, and for a while feeble, which keeps walkers and pendulums up longer."""
+    """Actions [T, R, N, ...]: random, for a while feeble, which keeps walkers and pendulums up longer, and for a while
+    outside the box."""
     actions = envs.random_actions(np.random.default_rng(seed), num_steps, envs.num_runs, envs.num_envs)
     if envs.num_actions is None:
         actions[num_steps // 2 : num_steps // 2 + 200] *= np.float32(0.05)
+        actions[num_steps // 4 : num_steps // 4 + 100] *= np.float32(3)
+        actions[-100:] *= np.float32(1.5)
     return actions
 
 

@@ -209,11 +209,11 @@ def test_non_finite_action_parks_its_run(value: float) -> None:
     assert step.observations[:, 0, 0].tolist() == [102, 100, 102]
 
 
-def test_continuous_actions_are_clipped() -> None:
+def test_continuous_actions_reach_the_task_as_they_are() -> None:
     envs = Box(1, 1)
     envs.reset([0])
     envs.step(np.array([[[-5.0, 7.0]]]))
-    assert envs.given.tolist() == [[[-1, 2]]]
+    assert envs.given.tolist() == [[[-5, 7]]]
     assert envs.given.dtype == np.float32
 
 

@@ -83,9 +83,9 @@ def greedy_values(next_q_values: Tensor) -> Tensor:
     return next_q_values.amax(1)
 
 
-def td_targets(rewards: Tensor, terminations: Tensor, next_values: Tensor, gamma: Tensor) -> Tensor:
-    """Algorithm 1's y = r + gamma v(s'), and r where the task ended at s': [R, B] each, `gamma` [R, 1]."""
-    return rewards + gamma * torch.where(terminations > 0, 0.0, next_values)
+def td_targets(rewards: Tensor, discounts: Tensor, next_values: Tensor) -> Tensor:
+    """Algorithm 1's y = r + gamma v(s'), and r where the task ended at s' (its discount is 0): [R, B] each."""
+    return rewards + discounts * next_values
 
 
 def huber(td_errors: Tensor, td_clip: Tensor) -> Tensor:
@@ -117,10 +117,8 @@ class Agent:
         self.parts, self.target_parts = self.net.parts(self.parameters), self.net.parts(self.target)
         self.optimizer = Adam(self.parameters, cfg.adam_epsilon)
         self.acting = self.net.acting(self.parameters)
-        self.replay = Replay(self.num_runs, cfg.buffer_size, cfg.num_envs, size, 1, device)
-        self.gamma, self.td_clip = (
-            torch.as_tensor(value, dtype=torch.float32, device=device)[:, None] for value in (cfg.gamma, cfg.td_clip)
-        )  # [R, 1]
+        self.replay = Replay(self.num_runs, cfg.buffer_size, cfg.num_envs, size, 1, cfg.gamma, device=device)
+        self.td_clip = torch.as_tensor(cfg.td_clip, dtype=torch.float32, device=device)[:, None]  # [R, 1]
         self.action_indices = torch.arange(self.num_actions, device=device)[:, None]  # [A, 1]
         self.env_steps = 0
         self.timers: dict[str, float] = defaultdict(float)  # seconds
@@ -142,7 +140,8 @@ class Agent:
                 acted = clock()
                 step = self.envs.step(actions)
                 stepped = clock()
-                self.replay.add(self.observations, actions, step.rewards, step.next_observations, step.terminations)
+                outcome = step.rewards, step.next_observations, step.terminations, step.truncations
+                self.replay.add(self.observations, actions, *outcome)
                 self.observations = step.observations
                 for _ in range(updates[t]):
                     learned = self._gradient(self.replay.sample(next(draws)))
@@ -166,7 +165,7 @@ class Agent:
         next_q_values = torch.cat(
             [self.net.forward(part, next_observations[part.runs])[-1] for part in self.target_parts]
         )
-        targets = td_targets(batch.rewards, batch.terminations, greedy_values(next_q_values), self.gamma)
+        targets = td_targets(batch.rewards, batch.discounts, greedy_values(next_q_values))
         taken = (batch.actions.transpose(1, 2) == self.action_indices).float()  # [R, A, B], 1 at the action taken
         q_values = torch.empty_like(targets)
         for part in self.parts:

@@ -1,4 +1,4 @@
-"""Replay memories of R runs: the last transitions of each, drawn uniformly."""
+"""Replay memories of R runs: the last transitions of each, drawn uniformly; transitions may span n steps."""
 
 from __future__ import annotations
 
@@ -9,51 +9,156 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LINE = 16  # floats in a cache line; a transition fills whole lines, so that drawing it touches no line of another
+LINE = 64  # bytes of a cache line; a transition fills whole lines, so that drawing it touches no line of another
+WORD = 4  # bytes of a float32
+KINDS = {np.float32: torch.float32, np.uint8: torch.uint8}  # what observations may be kept in
 
 
 class Transitions(NamedTuple):
-    """Drawn transitions, entries [R, B, ...] of float32."""
+    """Drawn transitions of k steps, entries [R, B, ...] of float32."""
 
     observations: Tensor  # [R, B, O] s
-    next_observations: Tensor  # [R, B, O] s', the true successor
+    next_observations: Tensor  # [R, B, O] s', the true successor, k steps later
     actions: Tensor  # [R, B, A] a; the index of a discrete action as a number, [R, B, 1]
-    rewards: Tensor  # [R, B] r
-    terminations: Tensor  # [R, B] 1 where the task ended at s', so that s' is worth nothing; a time limit is no end
+    rewards: Tensor  # [R, B] r_1 + gamma r_2 + ... + gamma^(k-1) r_k
+    discounts: Tensor  # [R, B] of s': gamma^k, or 0 where the task ended at s'; a time limit is no end
+
+
+class Window:
+    """The last n steps of all environments, from which transitions of up to n steps are made.
+
+    A transition sums n rewards or those to the end of its episode, be it a termination or a time limit, if that comes
+    first: k of them.
+    """
+
+    FIELDS = ("observations", "actions", "rewards", "next_observations", "terminations", "ends")
+
+    def __init__(
+        self, num_steps: int, gamma: np.ndarray, batch: tuple[int, int], o: int, a: int, dtype: type[np.generic]
+    ):
+        shape = (num_steps, *batch)
+        self.num_steps, self.gamma = num_steps, gamma  # gamma is [R, 1]
+        self.observations, self.next_observations = np.zeros((*shape, o), dtype), np.zeros((*shape, o), dtype)
+        self.actions, self.rewards = np.zeros((*shape, a), np.float32), np.zeros(shape)
+        self.terminations, self.ends = np.zeros(shape, bool), np.zeros(shape, bool)
+        self.added = 0  # steps so far
+
+    def push(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        next_observations: np.ndarray,
+        terminations: np.ndarray,
+        truncations: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+        """Takes a step in; the transition that began n - 1 steps before it, its discounts last, once there is one."""
+        n, last = self.num_steps, self.added % self.num_steps
+        self.added += 1
+        self.observations[last], self.actions[last], self.rewards[last] = observations, actions, rewards
+        self.next_observations[last], self.terminations[last] = next_observations, terminations
+        self.ends[last] = terminations | truncations
+        if self.added < n:
+            return None
+        first = self.added % n
+        total, stop = self.rewards[first].copy(), np.full(self.rewards.shape[1:], first)  # [R, N] each
+        discounts, going = np.broadcast_to(self.gamma, total.shape).copy(), ~self.ends[first]
+        for k in range(1, n):  # one after another: the order of a sum would depend on R
+            place = (first + k) % n
+            total += np.where(going, discounts * self.rewards[place], 0.0)
+            discounts *= np.where(going, self.gamma, 1.0)
+            stop[going] = place
+            going = going & ~self.ends[place]
+        run, env = np.indices(stop.shape, sparse=True)
+        successors = self.next_observations[stop, run, env]
+        discounts[self.terminations[stop, run, env]] = 0.0
+        return self.observations[first], self.actions[first], total, successors, discounts
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {name: getattr(self, name).copy() for name in self.FIELDS} | {"added": self.added}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state()` was taken."""
+        for name in self.FIELDS:
+            getattr(self, name)[:] = state[name]
+        self.added = state["added"]
 
 
 class Replay:
     """The last `capacity` transitions of each run: a ring of rows [R, capacity, width], one row per transition.
 
     All runs add at the same time, so they share one place to write; which rows a run draws is its own affair.
+    Of every environment one row per step comes in, `n_steps` - 1 steps after it began.
+
+    `observation_dtype` np.uint8 keeps observations that are whole numbers in 0..255 in a quarter of the space; they are
+    drawn as float32 all the same. A row is: observations, next observations, (filled up to a float,) actions, reward,
+    discount, padding.
     """
 
     def __init__(
-        self, num_runs: int, capacity: int, num_envs: int, observation_size: int, action_size: int, device: str = "cpu"
+        self,
+        num_runs: int,
+        capacity: int,
+        num_envs: int,
+        observation_size: int,
+        action_size: int,
+        gamma: np.ndarray,
+        n_steps: int = 1,
+        observation_dtype: type[np.generic] = np.float32,
+        device: str = "cpu",
     ):
         if capacity % num_envs:
             raise ValueError(f"the replay memory's size is {capacity}; it must be a multiple of num_envs = {num_envs}")
+        if n_steps < 1:
+            raise ValueError(f"n_steps is {n_steps}; a transition spans at least one step")
         self.num_runs, self.capacity, self.num_envs = num_runs, capacity, num_envs
-        self.sizes = [observation_size, observation_size, action_size, 1, 1]
-        self.used = sum(self.sizes)  # floats of a row that mean something
-        width = self.width(observation_size, action_size)
-        size = self.size_in_bytes(num_runs, capacity, observation_size, action_size)
+        self.gamma = np.array(gamma, np.float64).reshape(num_runs, 1)
+        self.observation_size, self.action_size = observation_size, action_size
+        self.dtype = dtype = np.dtype(observation_dtype)
+        self.split, self.used = self._extent(observation_size, action_size, dtype)
+        width = self.width(observation_size, action_size, observation_dtype)
+        size = self.size_in_bytes(num_runs, capacity, observation_size, action_size, observation_dtype)
         logging.getLogger(__name__).info(
-            "replay memory: %d runs x %d transitions x %d bytes = %.1f MB", num_runs, capacity, 4 * width, size / 1e6
+            "replay memory: %d runs x %d transitions x %d bytes = %.1f MB",
+            *(num_runs, capacity, width * dtype.itemsize, size / 1e6),
         )
-        self.rows = torch.zeros(num_runs, capacity, width, device=device)  # pages are taken as they are filled
+        kind = KINDS[dtype.type]
+        self.rows = torch.zeros(num_runs, capacity, width, dtype=kind, device=device)  # pages are taken as they fill
         self.offsets = (capacity * np.arange(num_runs))[:, None]  # of a run's rows among all
         self.added = 0  # transitions per run so far
+        batch = (num_runs, num_envs)
+        self.window = (
+            Window(n_steps, self.gamma, batch, observation_size, action_size, observation_dtype)
+            if n_steps > 1
+            else None
+        )
 
     @staticmethod
-    def width(observation_size: int, action_size: int) -> int:
-        """Floats of a row, padding included."""
-        return -(-(2 * observation_size + action_size + 2) // LINE) * LINE
+    def _extent(observation_size: int, action_size: int, dtype: np.dtype[Any]) -> tuple[int, int]:
+        """Where in a row the floats after its observations begin, and where they end, in elements of `dtype`."""
+        split = -(-2 * observation_size * dtype.itemsize // WORD) * WORD
+        return split // dtype.itemsize, (split + (action_size + 2) * WORD) // dtype.itemsize
 
     @classmethod
-    def size_in_bytes(cls, num_runs: int, capacity: int, observation_size: int, action_size: int) -> int:
+    def width(cls, observation_size: int, action_size: int, observation_dtype: type[np.generic] = np.float32) -> int:
+        """Elements of a row, padding included."""
+        dtype = np.dtype(observation_dtype)
+        used = cls._extent(observation_size, action_size, dtype)[1]
+        return -(-used * dtype.itemsize // LINE) * LINE // dtype.itemsize
+
+    @classmethod
+    def size_in_bytes(
+        cls,
+        num_runs: int,
+        capacity: int,
+        observation_size: int,
+        action_size: int,
+        observation_dtype: type[np.generic] = np.float32,
+    ) -> int:
         """What a full memory takes."""
-        return 4 * num_runs * capacity * cls.width(observation_size, action_size)
+        width = cls.width(observation_size, action_size, observation_dtype)
+        return num_runs * capacity * width * np.dtype(observation_dtype).itemsize
 
     def __len__(self) -> int:
         """Transitions of a run that can be drawn."""
@@ -66,15 +171,35 @@ class Replay:
         rewards: np.ndarray,
         next_observations: np.ndarray,
         terminations: np.ndarray,
+        truncations: np.ndarray,
     ) -> None:
-        """One step of all environments, entries [R, N, ...], in the place of the oldest transitions."""
-        o, _, a, _, _ = self.sizes
+        """One step of all environments, entries [R, N, ...]; its transitions take the place of the oldest."""
+        batch = (self.num_runs, self.num_envs)
+        observations, next_observations = (x.reshape(*batch, -1) for x in (observations, next_observations))
+        actions = actions.reshape(*batch, -1)
+        if self.window is None:
+            self._write(observations, actions, rewards, next_observations, np.where(terminations, 0.0, self.gamma))
+            return
+        transition = self.window.push(observations, actions, rewards, next_observations, terminations, truncations)
+        if transition is not None:
+            self._write(*transition)
+
+    def _write(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        next_observations: np.ndarray,
+        discounts: np.ndarray,
+    ) -> None:
+        """One transition of every environment, [R, N, ...], into the ring."""
+        o, a = self.observation_size, self.action_size
         start = self.added % self.capacity
         place = self.rows[:, start : start + self.num_envs]
-        rows = place.numpy() if not place.is_cuda else np.zeros(place.shape, np.float32)
+        rows = place.numpy() if not place.is_cuda else np.zeros(place.shape, self.dtype)
         rows[..., :o], rows[..., o : 2 * o] = observations, next_observations
-        rows[..., 2 * o : 2 * o + a] = actions.reshape(*rows.shape[:2], a)
-        rows[..., 2 * o + a], rows[..., 2 * o + a + 1] = rewards, terminations
+        numbers = rows[..., self.split : self.used].view(np.float32)
+        numbers[..., :a], numbers[..., a], numbers[..., a + 1] = actions, rewards, discounts
         if place.is_cuda:
             place.copy_(torch.from_numpy(rows))
         self.added += self.num_envs
@@ -84,18 +209,27 @@ class Replay:
 
         In float64, u < 1 keeps u * size < size after rounding for every size below 2**53.
         """
-        index = (uniform * len(self)).astype(np.int64) + self.offsets
-        rows = self.rows.view(-1, self.rows.shape[2])
-        drawn = rows.index_select(0, torch.from_numpy(index.reshape(-1)).to(rows.device))
-        fields = drawn.view(*index.shape, -1)[..., : self.used].split(self.sizes, -1)
-        observations, next_observations, actions, rewards, terminations = fields
-        return Transitions(observations, next_observations, actions, rewards.squeeze(-1), terminations.squeeze(-1))
+        return self._read((uniform * len(self)).astype(np.int64))
+
+    def _read(self, indices: np.ndarray) -> Transitions:
+        """Rows `indices` [R, B] of every run."""
+        if not self.added:
+            raise RuntimeError("nothing is in the replay memory yet: draw after the first n_steps steps")
+        o, a = self.observation_size, self.action_size
+        index = torch.from_numpy((indices + self.offsets).reshape(-1)).to(self.rows.device)
+        drawn = self.rows.view(-1, self.rows.shape[2]).index_select(0, index).view(*indices.shape, -1)
+        observations, next_observations = drawn[..., :o].float(), drawn[..., o : 2 * o].float()
+        numbers = drawn[..., self.split : self.used].view(torch.float32)
+        return Transitions(observations, next_observations, numbers[..., :a], numbers[..., a], numbers[..., a + 1])
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on: the part that is filled, without the padding."""
-        return {"rows": self.rows[:, : len(self), : self.used].cpu().numpy(), "added": self.added}
+        """Everything needed to go on: the part that is filled, without the padding; no copy where it lies in memory."""
+        state = {"rows": self.rows[:, : len(self), : self.used].cpu().numpy(), "added": self.added}
+        return state if self.window is None else state | {"window": self.window.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state()` was taken."""
         self.added = state["added"]
         self.rows[:, : len(self), : self.used].copy_(torch.from_numpy(state["rows"]))
+        if self.window is not None:
+            self.window.load_state(state["window"])

@@ -24,12 +24,8 @@ T = torch.tensor
 
 def test_td_targets_by_hand() -> None:
     rewards, values = T([[1.0, 1.0, -2.0], [0.0, 0.0, 0.0]]), T([[10.0, 10.0, 4.0], [8.0, 8.0, 8.0]])
-    found = dqn.td_targets(rewards, T([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]), values, T([[0.9], [0.5]]))
+    found = dqn.td_targets(rewards, T([[0.9, 0.0, 0.9], [0.5, 0.0, 0.5]]), values)
     assert torch.allclose(found, T([[10.0, 1.0, 1.6], [4.0, 0.0, 4.0]]))
-
-
-def test_a_terminal_successor_is_worth_nothing_even_where_its_value_is_not_finite() -> None:
-    assert dqn.td_targets(T([[3.0]]), T([[1.0]]), T([[inf]]), T([[0.9]])).item() == 3.0
 
 
 def test_greedy_values_by_hand() -> None:
@@ -66,8 +62,9 @@ def random_batch(agent: Any, size: int, seed: int = 0) -> Transitions:
     shape = (agent.num_runs, size)
     observations, successors = rng.standard_normal((2, *shape, *agent.envs.observation_shape), np.float32)
     actions = rng.integers(agent.num_actions, size=(*shape, 1)).astype(np.float32)
-    rewards, terminations = rng.standard_normal(shape, np.float32), (rng.random(shape) < 0.3).astype(np.float32)
-    return Transitions(*(torch.from_numpy(x) for x in (observations, successors, actions, 3 * rewards, terminations)))
+    rewards, terminations = rng.standard_normal(shape, np.float32), rng.random(shape) < 0.3
+    discounts = np.where(terminations, 0, agent.cfg.gamma[:, None]).astype(np.float32)
+    return Transitions(*(torch.from_numpy(x) for x in (observations, successors, actions, 3 * rewards, discounts)))
 
 
 def slow_loss(agent: Any, batch: Transitions, run: int, weights: dict[str, Any], gamma: float, clip: float) -> Any:
@@ -84,7 +81,7 @@ def slow_loss(agent: Any, batch: Transitions, run: int, weights: dict[str, Any],
     size = batch.rewards.shape[1]
     for b in range(size):
         y = batch.rewards[run, b].double()
-        if not batch.terminations[run, b]:
+        if batch.discounts[run, b]:
             y = y + gamma * max(q(target, batch.next_observations[run, b].double()))
         error = y - q(weights, batch.observations[run, b].double())[int(batch.actions[run, b, 0])]
         total = total + (0.5 * error**2 if abs(error) <= clip else clip * (abs(error) - 0.5 * clip))
@@ -219,14 +216,14 @@ def test_what_is_stored_is_the_true_successor(monkeypatch: pytest.MonkeyPatch) -
     for _ in range(6):
         agent.iterate()
     rows = agent.replay.state()["rows"][0]
-    observations, successors, terminal = rows[:, :4], rows[:, 4:8], rows[:, 10]
+    observations, successors, terminal = rows[:, :4], rows[:, 4:8], rows[:, 10] == 0  # no discount
     follows = (successors[:-1] == observations[1:]).all(1)
     starts = (np.abs(observations[1:]) <= 0.05).all(1)
     assert np.array_equal(~follows, starts & ~follows) and 60 < (~follows).sum() < 100
     assert terminal[:-1][~follows].mean() < 0.5  # most ends are the time limit's
     assert not terminal[:-1][follows].any()
     fallen = (np.abs(successors[:, 0]) > 2.4) | (np.abs(successors[:, 2]) > 12 * 2 * np.pi / 360)
-    assert np.array_equal(terminal == 1, fallen)
+    assert np.array_equal(terminal, fallen)
 
 
 # ------------------------------------------------------------------------------------------------------- configuration

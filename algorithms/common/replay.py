@@ -69,9 +69,9 @@ class Window:
             discounts *= np.where(going, self.gamma, 1.0)
             stop[going] = place
             going = going & ~self.ends[place]
-        run, env = np.indices(stop.shape, sparse=True)
-        successors = self.next_observations[stop, run, env]
-        discounts[self.terminations[stop, run, env]] = 0.0
+        where = stop, np.arange(len(stop))[:, None], np.arange(stop.shape[1])
+        successors = self.next_observations[where]
+        discounts[self.terminations[where]] = 0.0
         return self.observations[first], self.actions[first], total, successors, discounts
 
     def state(self) -> dict[str, Any]:

@@ -55,6 +55,9 @@ class VectorEnv:
     episode ends. `errors` says why, run index -> message.
     """
 
+    num_states: int | None = None  # on tables: the observation is the index of the state, 0..num_states - 1,
+    model: Any = None  # and this what the task does, exactly (suites.tabular.Model)
+
     def __init__(
         self,
         num_runs: int,

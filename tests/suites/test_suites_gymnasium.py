@@ -21,6 +21,8 @@ from suites.vector import VectorEnv, environment_seed
 ROOT = Path(__file__).parents[2]
 TASKS = suites.task_ids()
 CLASSIC = [task.id for task in suites.find_suite("classic")]
+BATCHED = [*CLASSIC, *(task.id for task in suites.find_suite("tabular"))]  # whose steps are quick
+GYMNASIUM = [*CLASSIC, *(task.id for task in suites.find_suite("mujoco"))]  # tables: test_suites_tabular.py
 STEPS = 1_010  # so that tasks without termination meet their limit of 1,000
 
 
@@ -65,7 +67,7 @@ def assert_equals_gymnasium(task_id: str, envs: VectorEnv, seeds: list[int], cho
     return ended
 
 
-@pytest.mark.parametrize("task_id", TASKS)
+@pytest.mark.parametrize("task_id", GYMNASIUM)
 def test_matches_gymnasium(task_id: str) -> None:
     envs = suites.make(task_id, 3, 1 + (task_id in CLASSIC))
     actions = script(envs, STEPS)
@@ -94,12 +96,12 @@ def trace(envs: VectorEnv, actions: NDArray[Any], runs: list[int]) -> list[NDArr
 @pytest.mark.parametrize("task_id", TASKS)
 def test_alone_equals_in_company(task_id: str) -> None:
     """A run's numbers do not depend on R, on its position or on the others, bitwise."""
-    num_steps = 200 if task_id in CLASSIC else 60
+    num_steps = 200 if task_id in BATCHED else 60
     alone = suites.make(task_id, 1, 2)
     first = alone.reset([5])
     actions = script(alone, num_steps)
     reference = trace(alone, actions, [0])
-    for num_runs, position in ((2, 0), (3, 2), (7, 3), (17, 16)) if task_id in CLASSIC else ((4, 2),):
+    for num_runs, position in ((2, 0), (3, 2), (7, 3), (17, 16)) if task_id in BATCHED else ((4, 2),):
         envs = suites.make(task_id, num_runs, 2)
         seeds = list(range(100, 100 + num_runs))
         seeds[position] = 5
@@ -210,7 +212,7 @@ def load(path: Path) -> Any:
 
 @pytest.mark.parametrize("task_id", TASKS)
 def test_resumes_exactly_in_another_process(task_id: str, tmp_path: Path) -> None:
-    envs = suites.make(task_id, 3, 1 + (task_id in CLASSIC))
+    envs = suites.make(task_id, 3, 1 + (task_id in BATCHED))
     envs.reset([1, 2, 3])
     for t, actions in enumerate(script(envs, 137)):
         if t == 100:
@@ -226,7 +228,7 @@ def test_resumes_exactly_in_another_process(task_id: str, tmp_path: Path) -> Non
 
 
 def resumed(task_id: str, path: str) -> str:
-    envs = suites.make(task_id, 3, 1 + (task_id in CLASSIC))
+    envs = suites.make(task_id, 3, 1 + (task_id in BATCHED))
     envs.reset([7, 8, 9])  # what was there before does not shine through
     envs.step(script(envs, 1)[0])
     envs.load_state(load(Path(path)))

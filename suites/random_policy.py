@@ -1,6 +1,7 @@
 """Scores of the uniformly random policy: the zero of normalized scores.
 
     python -m suites.random_policy                      writes results/reference/random_policy.csv (about 5 minutes)
+    python -m suites.random_policy --tasks Taxi-v4      writes these rows of it; the others stay as they are
 
 Every action is uniform over the action set or box. 100 runs (seeds 0 to 99) of one environment each play the same
 number of whole episodes, so that short episodes do not count more often than long ones. The score is the raw
@@ -63,16 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
 
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
+    if arguments.out.exists():
+        with arguments.out.open(newline="") as file:
+            rows = {row["task"]: row for row in csv.DictReader(file)}
     for task_id in arguments.tasks:
-        rows.append(play(task_id, arguments.episodes))
-        print("{task:26s} {mean:12.3f} +- {std:10.3f}  {episodes} episodes, {env_steps} env_steps".format(**rows[-1]))
+        row = rows[task_id] = play(task_id, arguments.episodes)
+        print("{task:26s} {mean:12.3f} +- {std:10.3f}  {episodes} episodes, {env_steps} env_steps".format(**row))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = arguments.out.with_suffix(".tmp")
     with unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(rows[task_id] for task_id in suites.task_ids() if task_id in rows)
     os.replace(unfinished, arguments.out)
     return 0
 

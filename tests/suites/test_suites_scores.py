@@ -63,6 +63,9 @@ def test_random_policy_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert row[0] == "CartPole-v1"
     assert row[3] == "100"
     assert [path.name for path in out.parent.iterdir()] == ["random.csv"]
+    assert random_policy.main(["--tasks", "RandomWalk19-v0", "--episodes", "2", "--out", str(out)]) == 0
+    assert [line[:2] for line in csv.reader(out.open())][:2] == [header[:2], row[:2]]  # what was there stays
+    assert [line[3] for line in csv.reader(out.open())] == ["episodes", "100", "200"]
     assert random_policy.main(["--tasks", "Cartpole", "--out", str(out)]) == 2
     assert random_policy.main(["--episodes", "0", "--out", str(out)]) == 2
     errors = capsys.readouterr().err

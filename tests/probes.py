@@ -2,6 +2,7 @@
 
 Five of them, as in rejax, isolate the value of a constant, the value of an observation, discounting, the reward of an
 action, and an action chosen by the observation; a sixth tells a time limit from an end. Every one has a known answer.
+On tables they show the number of the observation in place of it, and have a model.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from suites.tabular import Model, tabulate
 from suites.vector import Step, VectorEnv
 
 Array = NDArray[Any]
@@ -19,10 +21,11 @@ Array = NDArray[Any]
 class Probe(VectorEnv):
     """Observes `_see`; two actions, or one number in [-2, 2]. `_pay` is the reward of the present step."""
 
+    asked: ClassVar[tuple[float, ...]] = (0.0,)  # the observations for which the answer is known
     length: ClassVar[int] = 1  # env_steps until the task ends
     limit: ClassVar[int] = 1000  # env_steps until it is cut
 
-    def __init__(self, num_runs: int, num_envs: int, discrete: bool) -> None:
+    def __init__(self, num_runs: int, num_envs: int, discrete: bool, tabular: bool = False) -> None:
         bound = None if discrete else np.full(1, 2, np.float32)
         low = None if bound is None else -bound
         num_actions = 2 if discrete else None
@@ -31,10 +34,13 @@ class Probe(VectorEnv):
         )
         self.clock = np.zeros((num_runs, num_envs), np.int64)
         self.sign = np.ones((num_runs, num_envs))
+        if tabular:
+            self.num_states = len(self.asked) + 1  # the last one is the end
+            self.model = self._model()
 
     def questions(self) -> Array:
         """The observations [B, 1] for which the answer is known."""
-        return np.array([[0.0]], np.float32)
+        return self._show(np.array(self.asked))[:, None].astype(np.float32)
 
     def values(self, gamma: float) -> list[float] | None:
         """What they are worth under the best policy; None where the probe does not ask."""
@@ -50,6 +56,26 @@ class Probe(VectorEnv):
     def _pay(self, clock: Array, sign: Array, actions: Array) -> Array | float:
         raise NotImplementedError
 
+    def _place(self, observation: float) -> tuple[int, float]:
+        """Clock and sign where this is observed."""
+        return 0, observation
+
+    def _show(self, seen: Array) -> Array:
+        """What is observed, or its number on tables."""
+        return seen if self.num_states is None else np.searchsorted(self.asked, seen)
+
+    def _model(self) -> Model:
+        outcomes: dict[tuple[int, int], list[tuple[float, int, float, bool]]] = {}
+        start = np.zeros(len(self.asked) + 1)
+        for s, observation in enumerate(self.asked):
+            clock, sign = (np.array([x]) for x in self._place(observation))
+            start[s] = clock[0] == 0
+            for a in range(2):
+                reward = float(np.broadcast_to(self._pay(clock, sign, np.array([a])), 1)[0])
+                to = int(self._show(self._see(clock + 1, sign))[0])
+                outcomes[s, a] = [(1.0, to, reward, bool(clock[0] + 1 >= self.length))]
+        return tabulate(len(start), 2, outcomes, start / start.sum())
+
     def _fit(self, actions: Array, target: Array | float) -> Array:
         """1 for the right action and -1 for the wrong one; minus the squared distance where it is a number."""
         if self.num_actions:
@@ -64,13 +90,13 @@ class Probe(VectorEnv):
             run, n = divmod(i, self.num_envs)
             self.clock[run, n] = 0
             self.sign[run, n] = 1.0 if self.generators[i].random() < 0.5 else -1.0
-            observations[run, n] = self._see(self.clock[run, n], self.sign[run, n])
+            observations[run, n] = self._show(self._see(self.clock[run, n], self.sign[run, n]))
 
     def _advance(self, actions: Array, out: Step) -> None:
         out.rewards[:] = self._pay(self.clock, self.sign, actions)
         self.clock += 1
         out.terminations[:] = self.clock >= self.length
-        out.next_observations[:] = self._see(self.clock, self.sign)[..., None]
+        out.next_observations[:] = self._show(self._see(self.clock, self.sign))[..., None]
 
 
 class ConstantValue(Probe):
@@ -86,8 +112,7 @@ class ConstantValue(Probe):
 class ValueFromObservation(Probe):
     """The reward is the observation, 1 or -1: V(o) = o."""
 
-    def questions(self) -> Array:
-        return np.array([[-1.0], [1.0]], np.float32)
+    asked = (-1.0, 1.0)
 
     def values(self, gamma: float) -> list[float]:
         return [-1.0, 1.0]
@@ -102,16 +127,16 @@ class ValueFromObservation(Probe):
 class Discounting(Probe):
     """Two steps, observed as 0 and 1, the second pays 1: V(0) = gamma, V(1) = 1."""
 
-    length = 2
-
-    def questions(self) -> Array:
-        return np.array([[0.0], [1.0]], np.float32)
+    asked, length = (0.0, 1.0), 2
 
     def values(self, gamma: float) -> list[float]:
         return [gamma, 1.0]
 
     def _see(self, clock: Array, sign: Array) -> Array:
         return np.asarray(clock, np.float64)
+
+    def _place(self, observation: float) -> tuple[int, float]:
+        return int(observation), 1.0
 
     def _pay(self, clock: Array, sign: Array, actions: Array) -> Array:
         return (clock == 1).astype(np.float64)
@@ -145,8 +170,7 @@ class ActionToReward(Probe):
 class ActionFromObservation(Probe):
     """One step; the observation, 1 or -1, says which action pays; as a number, the best is half the observation."""
 
-    def questions(self) -> Array:
-        return np.array([[-1.0], [1.0]], np.float32)
+    asked = (-1.0, 1.0)
 
     def values(self, gamma: float) -> list[float] | None:
         return [1.0, 1.0] if self.num_actions else None

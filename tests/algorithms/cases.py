@@ -24,12 +24,15 @@ inf = math.inf
 SMALL = {
     "num_envs": 2, "num_steps": 48, "num_epochs": 2, "batch_size": 16, "hidden_sizes": (32, 32),
     "buffer_size": 64, "learning_starts": 24, "train_period": 2, "target_period": 16, "epsilon_steps": 400.0,
+    "num_atoms": 11, "num_quantiles": 5, "num_target_quantiles": 6, "num_acting_quantiles": 4, "num_cosines": 8,
 }  # fmt: skip
 
 # A budget that suffices for the probe tasks.
 PROBE = {
     "num_envs": 8, "num_steps": 16, "num_epochs": 4, "batch_size": 32, "hidden_sizes": (32, 32), "learning_rate": 3e-3,
     "buffer_size": 2000, "learning_starts": 200, "train_period": 8, "target_period": 80.0, "epsilon_steps": 3000.0,
+    "v_min": -3.0, "v_max": 3.0, "num_atoms": 31, "num_quantiles": 16, "num_target_quantiles": 8,
+    "num_acting_quantiles": 8, "num_cosines": 16, "importance_steps": 6000.0, "alpha": 0.1,
 }  # fmt: skip
 
 # Values that the runs of a mixed group take in turn.
@@ -40,13 +43,18 @@ PER_RUN: dict[str, Sequence[float]] = {
     "normalize_advantages": (0.0, 1.0), "value_clip": (inf, 0.1, inf),
     "clip_actions": (0.0, 1.0, 1.0), "max_grad_norm": (inf, 0.5, inf, 0.05, 10.0),
     "target_kl": (inf, 1e-4, inf, 1e-6, 3e-3),
+    "sample_average": (0.0, 1.0, 0.0), "expected": (0.0, 1.0), "every_visit": (0.0, 1.0, 1.0),
+    "n": (4.0, 1.0, 9.0, 32.0),
+    "double": (1.0, 0.0),
 }  # fmt: skip
 FRACTIONS = (1.0, 0.5, 0.9, 0.99)  # of the default, for the other fields
 
 
 def tasks(algorithm: str) -> list[str]:
-    """One task for each kind of action that the algorithm knows, and one of MuJoCo."""
+    """One task for each kind of action that the algorithm knows, and one of MuJoCo; two for tables."""
     supports = algorithms.load(algorithm).SUPPORTS
+    if "tabular" in supports:
+        return ["Blackjack-v1", "GridWorld4x3-v0"]
     return ["CartPole-v1"] * ("discrete" in supports) + ["Pendulum-v1", "Hopper-v5"] * ("continuous" in supports)
 
 
@@ -55,6 +63,8 @@ def switches(algorithm: str) -> dict[str, Any]:
     hints = typing.get_type_hints(config_class(algorithm))
     flipped: dict[str, Any] = {}
     for field in dataclasses.fields(config_class(algorithm)):
+        if field.name == "convolutions":  # for images only
+            continue
         if hints[field.name] is bool:
             flipped[field.name] = not field.default
         elif typing.get_origin(hints[field.name]) is typing.Literal:
@@ -114,6 +124,13 @@ def outcome(agent: Any, metrics: Sequence[dict[str, np.ndarray]]) -> list[dict[s
         result["diverged"] = agent.diverged()[run]
         results.append(result)
     return results
+
+
+def some_observations(agent: Any, count: int) -> np.ndarray:
+    """Observations [R, count, ...] such as the task may show, the same for every run."""
+    rng, shape, num_states = np.random.default_rng(0), (count, *agent.envs.observation_shape), agent.envs.num_states
+    one = rng.standard_normal(shape) if num_states is None else rng.integers(0, num_states, shape)
+    return np.repeat(one.astype(np.float32)[None], agent.num_runs, 0)
 
 
 def train(

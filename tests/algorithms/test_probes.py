@@ -15,19 +15,23 @@ from algorithms.common.config import load_config, stack
 
 SEEDS = [3, 4, 5]
 GAMMA = 0.5
+PREDICTION = {"td_n"}  # of the uniformly random policy: the probes of actions are not for these
 CASES = [
     pytest.param(algorithm, kind, probe, id=f"{algorithm}-{kind}-{probe.__name__}")
     for algorithm in algorithms.names()
     for kind in sorted(algorithms.load(algorithm).SUPPORTS)
     for probe in PROBES
+    if algorithm not in PREDICTION or probe(1, 1, True).actions() is None
 ]
 
 
 def values(agent: Any, observations: torch.Tensor) -> np.ndarray:
     """What the agent takes observations [R, B, O] to be worth, [R, B].
 
-    By the attribute in which an algorithm keeps its estimate: one line for a new way to keep it.
+    It says so, or by the attribute in which it keeps its estimate: one line for a new way to keep it.
     """
+    if hasattr(agent, "values"):
+        return agent.values(observations.numpy())
     estimates = {
         "critic": lambda critic: critic(agent.parameters, observations).squeeze(-1),
         "net": lambda net: net(agent.parameters, observations).amax(-1),
@@ -39,7 +43,7 @@ def values(agent: Any, observations: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize(("algorithm", "kind", "probe"), CASES)
 def test_probe(algorithm: str, kind: str, probe: type[Probe]) -> None:
     cfg = stack([load_config(algorithm, None, settings(algorithm, PROBE, gamma=GAMMA))] * len(SEEDS))
-    envs = probe(len(SEEDS), cfg.num_envs, kind == "discrete")
+    envs = probe(len(SEEDS), getattr(cfg, "num_envs", 1), kind != "continuous", kind == "tabular")
     agent = algorithms.load(algorithm).Agent(cfg, envs, SEEDS)
     while envs.env_steps < 6000:
         agent.iterate()
@@ -56,9 +60,9 @@ def test_probe(algorithm: str, kind: str, probe: type[Probe]) -> None:
 
 def test_the_probes_are_what_they_say() -> None:
     """A probe's values are the returns of its best actions."""
-    for discrete in (True, False):
+    for discrete, tabular in ((True, False), (False, False), (True, True)):
         for probe in PROBES:
-            envs = probe(1, 50, discrete)
+            envs = probe(1, 50, discrete, tabular)
             observations = envs.reset([0])
             known = {float(q[0]): i for i, q in enumerate(envs.questions())}
             best, worth = envs.actions(), envs.values(GAMMA)
@@ -68,6 +72,11 @@ def test_the_probes_are_what_they_say() -> None:
                 chosen = [0.0 if best is None else best[known[float(o)]] for o in observations[0, :, 0]]
                 actions = np.array(chosen)[None].astype(np.int64 if discrete else np.float32)
                 step = envs.step(actions if discrete else actions[..., None])
+                if tabular:
+                    s, a = observations[0, :, 0].astype(int), actions[0]
+                    assert np.array_equal(envs.model.next_states[s, a, 0], step.next_observations[0, :, 0])
+                    assert np.array_equal(envs.model.rewards[s, a, 0], step.rewards[0])
+                    assert np.array_equal(envs.model.terminations[s, a, 0], step.terminations[0])
                 returns += discount * np.where(going, step.rewards[0], 0.0)
                 discount *= GAMMA
                 going &= ~step.terminations[0]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import resume
 import torch
-from cases import advance, assert_same, inf, make, mixed, outcome, small, switches, tasks, train
+from cases import advance, assert_same, inf, make, mixed, outcome, small, some_observations, switches, tasks, train
 
 import algorithms
 from algorithms.common.streams import Streams, generator
@@ -78,6 +78,11 @@ def test_a_diverged_run_harms_no_other(algorithm: str) -> None:
         runs[2] = runs[2] | {"learning_rate": 1e38, "anneal_steps": inf, "target_kl": inf}
         runs[2] = {name: value for name, value in runs[2].items() if name in runs[0]}
         agent = make(algorithm, task, runs, SEEDS[:5])
+        if "learning_rate" not in runs[2]:  # nothing diverges on tables: the averages they hold are bounded
+            state = agent.state()
+            for name in agent.parameters_of(2):
+                state[name][2] = np.nan
+            agent.load_state(state)
         results = outcome(agent, advance(agent, 288))
         assert agent.diverged().tolist() == [False, False, True, False, False]
         for i in (0, 1, 3, 4):
@@ -106,7 +111,7 @@ def test_acting_and_saving_change_nothing(algorithm: str) -> None:
         runs = mixed(algorithm, 3, **switches(algorithm))
         undisturbed = train(algorithm, task, runs, SEEDS[:3])
         agent = make(algorithm, task, runs, SEEDS[:3])
-        observations = np.random.default_rng(0).standard_normal((3, 11, *agent.envs.observation_shape), np.float32)
+        observations = some_observations(agent, 11)
         iterations = len(advance(make(algorithm, task, runs, SEEDS[:3]), 288))
         metrics = []
         for _ in range(iterations):
@@ -116,6 +121,8 @@ def test_acting_and_saving_change_nothing(algorithm: str) -> None:
             assert np.array_equal(greedy, agent.act(observations))
             agent.act(observations, Streams([1, 2, 3]))
             agent.parameters_of(1), agent.diverged()
+            if hasattr(agent, "values"):
+                assert np.isfinite(agent.values(observations)).all()
             assert_same_state(agent.state(), before)
         for one, other in zip(undisturbed, outcome(agent, metrics), strict=True):
             assert_same(one, other, task)
@@ -136,7 +143,7 @@ def test_all_streams_differ(algorithm: str) -> None:
         assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), random.getstate()) == before
 
         purposes = list(agent.streams.state())
-        assert "actions" in purposes and len(purposes) >= 3
+        assert "actions" in purposes and len(purposes) >= (1 if "tabular" in algorithms.load(algorithm).SUPPORTS else 3)
         generators = [rng for purpose in purposes for rng in agent.streams[purpose]]
         assert len({id(rng) for rng in generators}) == len(purposes) * 4
         # PCG64's increment names a stream: streams with different ones never meet, however long they are.
@@ -166,7 +173,7 @@ def test_no_two_runs_share_draws(algorithm: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Streams, "draw", recorded)
     agent = make(algorithm, tasks(algorithm)[-1], [small(algorithm)] * 5, SEEDS[:5])
     advance(agent, 192)
-    assert len(drawn) >= 20
+    assert len(drawn) >= 10
     assert len({data for _, _, data in drawn}) == len(drawn)
     weights = [agent.parameters_of(run) for run in range(5)]
     for one, other in itertools.combinations(weights, 2):

@@ -47,6 +47,7 @@ PER_RUN: dict[str, Sequence[float]] = {
     "n": (4.0, 1.0, 9.0, 32.0),
     "double": (1.0, 0.0),
 }  # fmt: skip
+PLANNERS = {"policy_iteration", "value_iteration"}  # know the model, and draw nothing
 FRACTIONS = (1.0, 0.5, 0.9, 0.99)  # of the default, for the other fields
 
 

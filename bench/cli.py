@@ -53,6 +53,11 @@ def positive(text: str) -> int:
     return int(value)
 
 
+def period(text: str) -> int:
+    """0 or a positive int."""
+    return 0 if text == "0" else positive(text)
+
+
 def seed_list(text: str) -> list[int]:
     """`5` (five seeds from 0), `0..9` (both included) or `0,1,7`."""
     try:
@@ -208,6 +213,8 @@ def train(arguments: Sequence[str]) -> int:
     algorithm = arguments[0]
     parser = Parser(prog=f"run_bench.py train {algorithm}", description=train.__doc__, allow_abbrev=False)
     parser.add_argument("--task", type=words, required=True, help="a task id, or several between commas")
+    every = "env_steps between metrics (default: steps / 200; 0: every iteration)"
+    parser.add_argument("--metrics-period", type=period, help=every)
     add_running(parser)
     hints = add_settings(parser, algorithm)
     options = parser.parse_args(arguments[1:])
@@ -217,7 +224,8 @@ def train(arguments: Sequence[str]) -> int:
     }
     entry = {"name": algorithm, "variants": variants} | ({"preset": options.preset} if options.preset else {})
     raw = {"title": f"train {algorithm}", "tasks": options.task, "seeds": options.seeds or [0], "algorithms": [entry]}
-    raw |= {"steps": options.steps} if options.steps else {}
+    chosen = {"steps": options.steps, "metrics_period": options.metrics_period}
+    raw |= {key: value for key, value in chosen.items() if value is not None}
     return launch(plan.expand(f"train-{algorithm}", raw, "the command line"), options)
 
 

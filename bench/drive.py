@@ -2,7 +2,7 @@
 
 Its exit code tells the launcher what to do next; everything else it has to say is in the run directories, in
 `progress.json` and in `log.txt`. It may be killed at any moment: the next worker goes on from the checkpoint, cuts the
-episodes back to it, and ends with the same bits.
+tables back to it, and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from algorithms.common import runtime
 
@@ -93,7 +93,7 @@ class Driver:
         self.wall_seconds = self.cpu_seconds = 0.0
         self.started = store.now()
         self.sessions: list[dict[str, Any]] = []  # one entry per process that trained the group
-        lengths = self._restore() if (folder / store.CHECKPOINT).exists() else [0] * len(self.runs)
+        lengths = self._restore() if (folder / store.CHECKPOINT).exists() else {}
 
         self.alive = np.array([status == store.RUNNING for status in self.status])
         self.saved_at = self.env_steps
@@ -103,9 +103,15 @@ class Driver:
         self.sessions.append({"started": store.now(), "env_steps": self.env_steps, "commit": self.facts["commit"]})
         for directory in self.directories:
             directory.mkdir(parents=True, exist_ok=True)
-            for old in (store.TABLE, store.POLICY):  # of an earlier attempt that failed
+            for old in (*(table.parquet for table in store.TABLES), store.POLICY):  # of an earlier attempt that failed
                 (directory / old).unlink(missing_ok=True)
-        self.episodes = [store.Episodes(place, length) for place, length in zip(self.directories, lengths, strict=True)]
+        nothing = [0] * len(self.runs)
+        self.episodes = [
+            store.Episodes(*each) for each in zip(self.directories, lengths.get("episodes", nothing), strict=True)
+        ]
+        self.metrics = [
+            store.Metrics(*each) for each in zip(self.directories, lengths.get("metrics", nothing), strict=True)
+        ]
         self.boards = [self._board(place) for place in self.directories] if settings["tensorboard"] else []
         for index in range(len(self.runs)):
             self._write_manifest(index)
@@ -132,21 +138,31 @@ class Driver:
             self._end(index)
         (self.folder / store.CHECKPOINT).unlink()  # until here a killed worker's group can be gone on with
         for directory in self.directories:
-            (directory / store.LINES).unlink()
+            for table in store.TABLES:
+                (directory / table.lines).unlink()
         return DONE
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
-        """Count the steps; write the episodes that ended."""
-        self.env_steps, seconds = self.envs.env_steps, self._seconds()
+        """Count the steps; write the episodes that ended, and the metrics if their period was crossed or at the end."""
+        before, self.env_steps, seconds = self.env_steps, self.envs.env_steps, self._seconds()
         for index, env_steps, episode_return, length in self.envs.drain_episodes():
             if self.alive[index]:
                 self.episodes[index].append(env_steps, episode_return, length, "train", seconds)
                 if self.boards:
                     self.boards[index].add_scalar("episode_return", episode_return, env_steps)
+        period = self.settings["metrics_period"]
+        if period == 0 or before // period < self.env_steps // period or self.env_steps >= self.steps:
+            self._record(metrics)
         for index, board in enumerate(self.boards):
             for name, values in metrics.items():
                 if self.alive[index]:
                     board.add_scalar(name, float(values[index]), self.env_steps)
+
+    def _record(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics, each [R], of the runs that go on."""
+        for index in self.alive.nonzero()[0].tolist():
+            for name, values in metrics.items():
+                self.metrics[index].append(self.env_steps, name, float(values[index]))
 
     def _take_out(self) -> None:
         """Park the runs whose environment failed or whose numbers are no longer finite; the others go on unharmed."""
@@ -173,10 +189,11 @@ class Driver:
             self.evaluations = due
             if self.evaluation_envs is None:
                 self.evaluation_envs = suites.make(self.task, len(self.runs), wanted["episodes"])
-            returns, lengths = evaluate(self.agent, self.evaluation_envs, self.seeds, due)
+            found = evaluate(self.agent, self.evaluation_envs, self.seeds, due)
             for index in self.alive.nonzero()[0].tolist():
-                for value, length in zip(returns[index].tolist(), lengths[index].tolist(), strict=True):
+                for value, length in zip(found.returns[index].tolist(), found.lengths[index].tolist(), strict=True):
                     self.episodes[index].append(self.env_steps, value, length, "eval", self._seconds())
+            self._record(found.metrics)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._clock[0]
@@ -184,7 +201,8 @@ class Driver:
     # ---- files -----------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        lengths = [episodes.flush(to_disk=True) for episodes in self.episodes]
+        tables: dict[str, Sequence[store.Lines]] = {"episodes": self.episodes, "metrics": self.metrics}
+        lengths = {name: [lines.flush(to_disk=True) for lines in table] for name, table in tables.items()}
         self.wall_seconds, self.cpu_seconds = self._seconds(), time.process_time() - self._clock[1]
         own = {name: getattr(self, name) for name in REMEMBERED}
         state = {"driver": own, "lengths": lengths, "agent": self.agent.state(), "envs": self.envs.state()}
@@ -193,8 +211,8 @@ class Driver:
         self.saved_at = self.env_steps
         self._tell()
 
-    def _restore(self) -> list[int]:
-        """Load the checkpoint; returns the lengths to which the episodes have to be cut back."""
+    def _restore(self) -> dict[str, list[int]]:
+        """Load the checkpoint; returns the lengths, table -> bytes [R], to which the tables have to be cut back."""
         state = tensors.load_state(self.folder / store.CHECKPOINT)
         if state["code"]["digest"] != self.code:  # it would end with the numbers of neither
             raise ResultsError(
@@ -205,13 +223,13 @@ class Driver:
         self.envs.load_state(state["envs"])
         for name in REMEMBERED:
             setattr(self, name, state["driver"][name])
-        lengths: list[int] = state["lengths"]
+        lengths: dict[str, list[int]] = state["lengths"]
         return lengths
 
     def _tell(self) -> None:
         """Tell the launcher and `status` how far the group is."""
-        for episodes in self.episodes:
-            episodes.flush()
+        for lines in (*self.episodes, *self.metrics):
+            lines.flush()
         progress = {key: getattr(self, key) for key in ("env_steps", "saved_at", "steps")}
         more = {"runs": len(self.runs), "pid": os.getpid(), "wall_seconds": self._seconds()}
         store.write_json(self.folder / store.PROGRESS, progress | more, to_disk=False)
@@ -236,7 +254,8 @@ class Driver:
         if self.status[index] == store.RUNNING:
             self.status[index] = store.FINISHED
         directory, run = self.directories[index], self.runs[index]
-        store.write_table(directory)
+        for table in store.TABLES:
+            store.write_table(directory, table)
         weights = self.agent.parameters_of(index)
         tensors.save(directory / store.POLICY, weights, {"task": run.task, "algorithm": run.algorithm})
         self._write_manifest(index, tensors.weights_hash(weights))
@@ -249,22 +268,42 @@ class Driver:
         return SummaryWriter(str(directory / "tensorboard"), purge_step=self.env_steps + 1 if self.env_steps else None)
 
 
-def evaluate(agent: Any, envs: Any, seeds: list[int], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns and lengths [R, N] of one greedy episode in each of a run's environments, which are reset for it.
+class Evaluation(NamedTuple):
+    """What an evaluation found."""
+
+    returns: np.ndarray  # [R, N] undiscounted
+    lengths: np.ndarray  # [R, N] env_steps
+    metrics: dict[str, np.ndarray]  # each [R]; none of an agent that does not estimate values
+
+
+def evaluate(agent: Any, envs: Any, seeds: list[int], count: int) -> Evaluation:
+    """One greedy episode in each of a run's environments, which are reset for it.
 
     The `count`-th evaluation of a run has environments seeded by (seed, "evaluation", count): evaluating more often, or
     not at all, changes neither training nor another evaluation, and nothing of it has to be in a checkpoint.
+
+    Of an agent with `values(observations) -> [R, N]`, its estimate of acting greedily from there, the metrics tell
+    `estimated_value` at the first observations beside the `discounted_return` that followed (by `cfg.gamma`, up to the
+    time limit), means over a run's episodes.
     """
     observations = envs.reset([int(generator(seed, "evaluation", count).integers(2**62)) for seed in seeds])
     shape = len(seeds), envs.num_envs
+    estimates = np.asarray(agent.values(observations), np.float64) if hasattr(agent, "values") else None  # [R, N]
+    gamma = np.reshape(agent.cfg.gamma, (-1, 1)) if estimates is not None else 1.0  # [R, 1]
     returns, lengths, going = np.zeros(shape), np.zeros(shape, np.int64), np.ones(shape, bool)
+    discounted, discounts = np.zeros(shape), np.ones(shape)
     while going.any():
         step = envs.step(agent.act(observations, None))
         returns += np.where(going, step.rewards, 0.0)
+        discounted += np.where(going, discounts * step.rewards, 0.0)
+        discounts *= gamma
         lengths += going
         going &= ~(step.terminations | step.truncations | envs.parked[:, None])
         observations = step.observations
-    return returns, lengths
+    if estimates is None:
+        return Evaluation(returns, lengths, {})
+    told = {"estimated_value": estimates, "discounted_return": discounted}
+    return Evaluation(returns, lengths, {name: np.array([row.mean() for row in rows]) for name, rows in told.items()})
 
 
 def die_with(parent: int) -> None:

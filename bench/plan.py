@@ -26,7 +26,7 @@ DEFAULT_VARIANT = "default"
 # The shape of an experiment file, key -> types. [score], [report] and [published] are checked by analysis.
 EXPERIMENT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("title", "description", "suite"), (str,)),
-    **dict.fromkeys(("steps", "first_seed"), (int,)),
+    **dict.fromkeys(("steps", "first_seed", "metrics_period"), (int,)),
     **dict.fromkeys(("evaluation", "score", "report"), (dict,)),
     "seeds": (int, list),
     "tasks": (list, dict),
@@ -119,7 +119,7 @@ def check(table: Any, shape: Mapping[str, tuple[type, ...]], where: str, needed:
         if not isinstance(value, shape[key]) or isinstance(value, bool):
             kinds = " or ".join(kind.__name__ for kind in shape[key])
             raise UserError(f"{where}: {key} is {value!r}; it must be of type {kinds}")
-        least = 0 if key == "first_seed" else 1
+        least = 0 if key in ("first_seed", "metrics_period") else 1
         if isinstance(value, int) and value < least:
             raise UserError(f"{where}: {key} is {value}; it must be at least {least}")
     for key in needed:
@@ -190,6 +190,12 @@ def task_budgets(raw: Mapping[str, Any], source: str) -> dict[str, int]:
         budgets[task] = own.get("steps") or raw.get("steps") or suites.find_task(task).steps
         suites.find_task(task)
     return budgets
+
+
+def metrics_period(raw: Mapping[str, Any], steps: int) -> int:
+    """Env_steps between the metrics that a run of so many steps writes down; 0: those of every iteration."""
+    period: int = raw.get("metrics_period", steps // 200)
+    return period
 
 
 def variants(entry: Any, where: str) -> dict[str, dict[str, Any]]:
@@ -283,8 +289,8 @@ def outstanding(
 ) -> tuple[list[Group], list[Run]]:
     """The groups still to be trained, and the runs that have ended. Unfinished groups on disk are gone on with."""
     wanted = {run.path: run for run in experiment.runs}
-    evaluation = experiment.raw.get("evaluation")
-    manifests = {path: compare(root / path, run, evaluation, fingerprints[run.task]) for path, run in wanted.items()}
+    raw = experiment.raw
+    manifests = {path: compare(root / path, run, raw, fingerprints[run.task]) for path, run in wanted.items()}
     ended = {path for path, found in manifests.items() if found and found["status"] in (store.FINISHED, store.DIVERGED)}
     adopted: list[Group] = []
     taken: set[str] = set()
@@ -298,19 +304,25 @@ def outstanding(
             taken |= {run.path for run in runs}
     ended -= taken  # a group that goes on ends all its runs itself
     for path in ended:
-        store.check_table(root / path)
+        store.check_tables(root / path, (manifests[path] or {})["schema"])
     rest = cut((run for path, run in wanted.items() if path not in ended | taken), group_size, workers)
     groups = sorted(adopted + rest, key=lambda group: -cost(group.runs))
     return groups, [run for path, run in wanted.items() if path in ended]
 
 
-def compare(directory: Path, run: Run, evaluation: Any, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a run that is on disk, or None. Refuses results of another configuration or environment."""
+def compare(directory: Path, run: Run, raw: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a run that is on disk, or None. Refuses results of another configuration or environment.
+
+    `raw`: the experiment's contents. How often metrics are written down must agree as well, of a run that has some.
+    """
     manifest = store.read_manifest(directory)
     if manifest is None:
         return None
     before = {"steps": manifest["steps"], "evaluation": manifest.get("evaluation"), **manifest["config"]}
-    here = {"steps": run.steps, "evaluation": evaluation, **run.config}
+    here = {"steps": run.steps, "evaluation": raw.get("evaluation"), **run.config}
+    if manifest["schema"] > 1:
+        before["metrics_period"] = manifest.get("metrics_period")
+        here["metrics_period"] = metrics_period(raw, run.steps)
     differences = [
         f"{key} is {before.get(key, 'absent')!r} there and {here.get(key, 'absent')!r} here"
         for key in sorted(before.keys() | here.keys())
@@ -336,6 +348,7 @@ def write_plan(experiment: Experiment, group: Group, folder: Path, **settings: A
         "experiment": experiment.name,
         "suite": experiment.raw.get("suite"),
         "evaluation": experiment.raw.get("evaluation"),
+        "metrics_period": metrics_period(experiment.raw, group.runs[0].steps),
         "runs": [asdict(run) for run in group.runs],
     }
     store.write_json(folder / store.PLAN, plan | settings)
@@ -362,6 +375,7 @@ def base_manifest(plan: Mapping[str, Any], index: int, group: str) -> dict[str, 
         **known,
         "config_digest": store.digest(run.config),
         "evaluation": plan["evaluation"],
+        "metrics_period": plan["metrics_period"],
         "group": group,
         "group_size": len(plan["runs"]),
         "group_index": index,

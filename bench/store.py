@@ -1,7 +1,8 @@
-"""What is on disk: run directories, manifests, episodes, locks. Every file has one writer.
+"""What is on disk: run directories, manifests, episodes, metrics, locks. Every file has one writer.
 
-Small files are written under a temporary name and renamed, so a reader sees the old one or the new one. Episodes are
-appended as JSON lines while a run goes on and become Parquet at its end; a line torn by a crash is dropped on reading.
+Small files are written under a temporary name and renamed, so a reader sees the old one or the new one. The tables of a
+run are appended as JSON lines while it goes on and become Parquet at its end; a line torn by a crash is dropped on
+reading.
 """
 
 from __future__ import annotations
@@ -20,23 +21,49 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import ROOT, ResultsError
 
-SCHEMA = 1
+SCHEMA = 2  # of a manifest; 1: runs had no metrics
 RUNNING, FINISHED, FAILED, DIVERGED = "running", "finished", "failed", "diverged"
-MANIFEST, LINES, TABLE, POLICY = "manifest.json", "episodes.jsonl", "episodes.parquet", "policy.safetensors"  # of a run
+MANIFEST, POLICY = "manifest.json", "policy.safetensors"  # of a run, beside its tables
 PLAN, CHECKPOINT, PROGRESS, LOG = "plan.json", "checkpoint.safetensors", "progress.json", "log.txt"  # of a group
-COLUMNS = {
-    "env_steps": "int64",
-    "episode_return": "float64",
-    "episode_length": "int64",
-    "phase": "string",  # train | eval
-    "wall_seconds": "float64",
-}
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a run: its file's name without the ending, and its columns."""
+
+    name: str
+    columns: dict[str, str]
+
+    @property
+    def lines(self) -> str:
+        """The file while the run goes on."""
+        return f"{self.name}.jsonl"
+
+    @property
+    def parquet(self) -> str:
+        """The file once it has ended."""
+        return f"{self.name}.parquet"
+
+
+EPISODES = Table(
+    "episodes",
+    {
+        "env_steps": "int64",
+        "episode_return": "float64",
+        "episode_length": "int64",
+        "phase": "string",  # train | eval
+        "wall_seconds": "float64",
+    },
+)
+METRICS = Table("metrics", {"env_steps": "int64", "name": "string", "value": "float64"})
+TABLES = (EPISODES, METRICS)
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview, to_disk: bool = True) -> None:
@@ -129,42 +156,76 @@ def lock_holder(path: Path) -> str | None:
     return None
 
 
-# ---- episodes ------------------------------------------------------------------------------------------------------
+# ---- tables of a run ----------------------------------------------------------------------------------------------
 
 
-class Episodes:
-    """The growing table of one run: JSON lines, cut back to a checkpoint's length on resume."""
+class Lines:
+    """A growing table of one run: JSON lines, cut back to a checkpoint's length on resume.
 
-    def __init__(self, directory: Path, length: int = 0):
-        path = directory / LINES
-        self._file = open(path, "ab")  # noqa: SIM115 (open for the life of the run)
-        if (size := self._file.tell()) < length:
-            raise ResultsError(
-                f"{path} has {size} bytes where its group's checkpoint needs {length}; delete the group's folder, "
-                "which the run's manifest names, to train it anew"
-            )
-        self._file.truncate(length)
+    Lines wait in memory until `flush`; no file is held open, so that a group may have thousands of runs.
+    """
 
-    def append(self, env_steps: int, episode_return: float, episode_length: int, phase: str, seconds: float) -> None:
-        """Add one finished episode."""
-        value = float(episode_return)
-        text = repr(value) if math.isfinite(value) else json.dumps(value)
-        self._file.write(
-            f'{{"env_steps": {env_steps}, "episode_return": {text}, "episode_length": {episode_length}, '
-            f'"phase": "{phase}", "wall_seconds": {seconds:.3f}}}\n'.encode()  # five times as fast as json.dumps
-        )
+    def __init__(self, directory: Path, table: Table, length: int = 0):
+        self._path = directory / table.lines
+        with open(self._path, "ab") as file:
+            if (size := file.tell()) < length:
+                raise ResultsError(
+                    f"{self._path} has {size} bytes where its group's checkpoint needs {length}; delete the group's "
+                    "folder, which the run's manifest names, to train it anew"
+                )
+            file.truncate(length)
+        self._waiting: list[bytes] = []
+        self._length, self._on_disk = length, 0  # bytes; those that would survive a loss of power
 
     def flush(self, to_disk: bool = False) -> int:
         """Hand the lines to the system (and to the disk); returns the length in bytes."""
-        self._file.flush()
-        if to_disk:
-            os.fsync(self._file.fileno())
-        return self._file.tell()
+        if self._waiting or (to_disk and self._length > self._on_disk):
+            with open(self._path, "ab") as file:
+                file.writelines(self._waiting)
+                file.flush()
+                self._length = file.tell()
+                if to_disk:
+                    os.fsync(file.fileno())
+                    self._on_disk = self._length
+            self._waiting.clear()
+        return self._length
 
 
-def read_lines(path: Path) -> dict[str, list[Any]]:
+class Episodes(Lines):
+    """The finished episodes of one run."""
+
+    def __init__(self, directory: Path, length: int = 0):
+        super().__init__(directory, EPISODES, length)
+
+    def append(self, env_steps: int, episode_return: float, episode_length: int, phase: str, seconds: float) -> None:
+        """Add one finished episode."""
+        self._waiting.append(
+            f'{{"env_steps": {env_steps}, "episode_return": {_text(episode_return)}, "episode_length": '
+            f'{episode_length}, "phase": "{phase}", "wall_seconds": {seconds:.3f}}}\n'.encode()
+        )  # five times as fast as json.dumps
+
+
+class Metrics(Lines):
+    """The numbers that one run told about itself now and then."""
+
+    def __init__(self, directory: Path, length: int = 0):
+        super().__init__(directory, METRICS, length)
+
+    def append(self, env_steps: int, name: str, value: float) -> None:
+        """Add one number."""
+        line = f'{{"env_steps": {env_steps}, "name": {json.dumps(name)}, "value": {_text(value)}}}\n'
+        self._waiting.append(line.encode())
+
+
+def _text(value: float) -> str:
+    """A float in JSON, to the last bit; NaN and Infinity as Python reads them back."""
+    value = float(value)
+    return repr(value) if math.isfinite(value) else json.dumps(value)
+
+
+def read_lines(path: Path, table: Table) -> dict[str, list[Any]]:
     """Columns of a JSON-lines table; a last line torn by a crash is dropped, any other broken line is an error."""
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    columns: dict[str, list[Any]] = {name: [] for name in table.columns}
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # what follows the last newline is torn
         try:
             row = json.loads(line)
@@ -178,30 +239,34 @@ def read_lines(path: Path) -> dict[str, list[Any]]:
     return columns
 
 
-def write_table(directory: Path) -> None:
-    """Turn the JSON lines of a run into its Parquet table."""
+def write_table(directory: Path, table: Table) -> None:
+    """Turn the JSON lines of a run's table into Parquet."""
     import pyarrow
     import pyarrow.parquet
 
-    schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()])
+    schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in table.columns.items()])
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.table(read_lines(directory / LINES), schema=schema), sink)
-    write_atomically(directory / TABLE, memoryview(sink.getvalue()))
+    pyarrow.parquet.write_table(pyarrow.table(read_lines(directory / table.lines, table), schema=schema), sink)
+    write_atomically(directory / table.parquet, memoryview(sink.getvalue()))
 
 
-def check_table(directory: Path) -> None:
-    """An ended run's Parquet table must be there and whole, as far as its footer tells, which is quick to read."""
+def check_tables(directory: Path, schema: int) -> None:
+    """An ended run's Parquet tables must be there and whole, as far as their footers tell, which is quick to read.
+
+    `schema`: of the run's manifest, which says what tables it has.
+    """
     import pyarrow
     import pyarrow.parquet
 
-    path = directory / TABLE
-    try:
-        if pyarrow.parquet.read_schema(path).names == list(COLUMNS):
-            return
-        reason = "has other columns"
-    except (OSError, pyarrow.ArrowException) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else "is not readable"
-    raise ResultsError(f"{path} {reason}, though its run has ended; delete {directory} to train it anew")
+    for table in TABLES if schema > 1 else (EPISODES,):
+        path = directory / table.parquet
+        try:
+            if pyarrow.parquet.read_schema(path).names == list(table.columns):
+                continue
+            reason = "has other columns"
+        except (OSError, pyarrow.ArrowException) as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else "is not readable"
+        raise ResultsError(f"{path} {reason}, though its run has ended; delete {directory} to train it anew")
 
 
 # ---- where a result comes from -------------------------------------------------------------------------------------
@@ -225,10 +290,13 @@ def commit() -> dict[str, Any]:
 
 
 def code_digest(agent: type) -> str:
-    """A short name for the code that decides a run's numbers: the algorithm's file, algorithms/common and suites."""
+    """A short name for the code that decides a run's numbers: the algorithm's file, algorithms/common and suites.
+
+    The layout of a run directory counts as well: a checkpoint of another one lacks what this one goes on from.
+    """
     shared = [path for place in ("algorithms/common", "suites") for path in sorted((ROOT / place).glob("*.py"))]
     contents = b"".join(path.read_bytes() for path in [Path(inspect.getfile(agent)), *shared])
-    return hashlib.sha256(contents).hexdigest()[:16]
+    return hashlib.sha256(contents + bytes([SCHEMA])).hexdigest()[:16]
 
 
 def versions(packages: Sequence[str] = ("torch", "numpy", "gymnasium", "mujoco", "pyarrow")) -> dict[str, str]:

@@ -32,6 +32,7 @@ class Config:
     """Settings of the fake."""
 
     scale: PerRun = 1.0
+    gamma: PerRun = 0.9
     num_envs: int = 2
     num_steps: int = 8
     pause: float = 0.0  # seconds an iteration lasts at least
@@ -82,6 +83,9 @@ class Agent:
 
     def act(self, observations: np.ndarray, streams: Streams | None = None) -> np.ndarray:
         return (observations.sum(-1) > 0).astype(np.int64)
+
+    def values(self, observations: np.ndarray) -> np.ndarray:
+        return observations.sum(-1) + self.weights[:, :1]
 
     def diverged(self) -> np.ndarray:
         return ~np.isfinite(self.weights).all(1)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,17 +74,23 @@ class Bench:
 
     def results(self, name: str = "exp") -> dict[str, Any]:
         """What must not depend on how the runs came about: tables without wall seconds, hashes, status."""
+        read = pyarrow.parquet.read_table
         return {
             path: (
                 manifest["status"],
                 manifest["env_steps"],
                 manifest["weights_sha256"],
-                pyarrow.parquet.read_table(self.out / name / path / "episodes.parquet")
-                .drop_columns(["wall_seconds"])
-                .to_pydict(),
+                read(self.out / name / path / "episodes.parquet").drop_columns(["wall_seconds"]).to_pydict(),
+                self.metrics(path, name),
             )
             for path, manifest in self.manifests(name).items()
         }
+
+    def metrics(self, path: str, name: str = "exp") -> list[tuple[int, str, bytes]]:
+        """The metrics of a run, values as their bits: NaN equals itself."""
+        table = pyarrow.parquet.read_table(self.out / name / path / "metrics.parquet").to_pydict()
+        values = [np.float64(value).tobytes() for value in table["value"]]
+        return list(zip(table["env_steps"], table["name"], values, strict=True))
 
 
 def workers_of(pid: int) -> Sequence[int]:

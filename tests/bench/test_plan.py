@@ -68,6 +68,7 @@ def test_runs_and_paths() -> None:
         ({"algorithms": [{"name": "ppo", "variants": {"a": 1}}]}, "variants.a is 1; it must be a table"),
         ({"algorithms": []}, "not none 0 times"),
         ({"evaluation": {"period": 10}}, "evaluation: episodes is missing"),
+        ({"metrics_period": -1}, "metrics_period is -1; it must be at least 0"),
     ],
 )
 def test_broken_experiments(changes: dict[str, Any], message: str) -> None:
@@ -112,11 +113,18 @@ def test_cut_covers_every_run_once_and_keeps_workers_busy() -> None:
     assert len(plan.cut([*few[:3], *other], 33, 1)) == 2
 
 
+def test_metrics_are_written_two_hundred_times_unless_told() -> None:
+    assert plan.metrics_period({}, 100_000) == 500
+    assert plan.metrics_period({}, 199) == 0  # every iteration
+    assert plan.metrics_period({"metrics_period": 0}, 100_000) == 0
+
+
 def test_compare_names_what_differs(tmp_path: Path) -> None:
     (run,) = plan.resolve(plan.expand("e", raw(seeds=1), "here")).runs
-    assert plan.compare(tmp_path, run, None, {"digest": "x"}) is None
+    assert plan.compare(tmp_path, run, {}, {"digest": "x"}) is None
     manifest = {
-        "schema": 1,
+        "schema": 2,
+        "metrics_period": 0,
         "status": "finished",
         "config": run.config,
         "steps": 100,
@@ -124,23 +132,27 @@ def test_compare_names_what_differs(tmp_path: Path) -> None:
         "fingerprint": {"digest": "x"},
     }
     store.write_json(tmp_path / store.MANIFEST, manifest)
-    assert plan.compare(tmp_path, run, None, {"digest": "x"}) == manifest
-    for other, evaluation, fingerprint, message in (
-        (replace(run, steps=200), None, {"digest": "x"}, "steps is 100 there and 200 here"),
+    assert plan.compare(tmp_path, run, {}, {"digest": "x"}) == manifest
+    for other, contents, fingerprint, message in (
+        (replace(run, steps=200), {}, {"digest": "x"}, "steps is 100 there and 200 here"),
         (
             replace(run, config=run.config | {"clip_coef": 0.7}),
-            None,
+            {},
             {"digest": "x"},
             "clip_coef is 0.2 there and 0.7 here",
         ),
-        (run, {"period": 5}, {"digest": "x"}, "evaluation is None there"),
-        (run, None, {"digest": "y", "versions": 1}, "fingerprint differs in digest, versions"),
+        (run, {"evaluation": {"period": 5}}, {"digest": "x"}, "evaluation is None there"),
+        (run, {"metrics_period": 7}, {"digest": "x"}, "metrics_period is 0 there and 7 here"),
+        (run, {}, {"digest": "y", "versions": 1}, "fingerprint differs in digest, versions"),
     ):
         with pytest.raises(ResultsError, match=f"{message}.*another --out, or delete"):
-            plan.compare(tmp_path, other, evaluation, fingerprint)
+            plan.compare(tmp_path, other, contents, fingerprint)
+    before = {key: value for key, value in manifest.items() if key != "metrics_period"} | {"schema": 1}
+    store.write_json(tmp_path / store.MANIFEST, before)  # of runs that had no metrics
+    assert plan.compare(tmp_path, run, {"metrics_period": 7}, {"digest": "x"}) == before
     (tmp_path / store.MANIFEST).write_text('{"schema": 1, "sta')
     with pytest.raises(ResultsError, match=r"manifest.json is not readable"):
-        plan.compare(tmp_path, run, None, {})
+        plan.compare(tmp_path, run, {}, {})
     (tmp_path / store.MANIFEST).write_text('{"foreign": 1}')
     with pytest.raises(ResultsError, match="lacks config"):
-        plan.compare(tmp_path, run, None, {})
+        plan.compare(tmp_path, run, {}, {})

@@ -34,10 +34,10 @@ def test_run_skip_grow_status(bench: Bench) -> None:
     first = bench.results()
     assert sorted(first) == ["CartPole-v1/fake/0", "CartPole-v1/fake/1"]
     folder = bench.out / "exp/CartPole-v1/fake/0"
-    assert sorted(os.listdir(folder)) == ["episodes.parquet", "manifest.json", "policy.safetensors"]
+    assert sorted(os.listdir(folder)) == ["episodes.parquet", "manifest.json", "metrics.parquet", "policy.safetensors"]
     manifest = bench.manifests()["CartPole-v1/fake/0"]
     expected = {
-        "schema": 1,
+        "schema": 2,
         "experiment": "exp",
         "task": "CartPole-v1",
         "algorithm": "fake",
@@ -83,6 +83,48 @@ def test_run_skip_grow_status(bench: Bench) -> None:
     assert "scale is 1.0 there and 2.0 here" in output
 
 
+def test_metrics_at_crossings_and_at_evaluations(bench: Bench) -> None:
+    path = bench.write("metrics_period = 100\n" + EXPERIMENT + "[evaluation]\nperiod = 150\nepisodes = 2\n")
+    code, output = bench.run(path)
+    assert code == 0, output
+    found: dict[str, list[int]] = {}
+    for env_steps, name, _ in bench.metrics("CartPole-v1/fake/1"):
+        found.setdefault(name, []).append(env_steps)
+    assert found["noise"] == [112, 208, 304, 400]  # crossings of 100 by iterations of 16; 400 is the end as well
+    assert found["estimated_value"] == found["discounted_return"] == [160, 304, 400]
+    (noise, *rest) = [bits for _, name, bits in bench.metrics("CartPole-v1/fake/1") if name == "noise"]
+    assert noise != rest[0]
+
+    bench.out = bench.place / "every"  # how often metrics are written down changes nothing else
+    path = bench.write("metrics_period = 0\n" + EXPERIMENT)
+    assert bench.run(path)[0] == 0
+    rows = bench.metrics("CartPole-v1/fake/1")
+    assert [env_steps for env_steps, _, _ in rows] == list(range(16, 401, 16))
+    assert {row for row in rows if row[0] in (112, 208)} == {
+        (112, "noise", noise),
+        (208, "noise", rest[0]),
+    }
+    every = bench.manifests()["CartPole-v1/fake/1"]
+    bench.out = bench.place / "out"
+    assert every["weights_sha256"] == bench.manifests()["CartPole-v1/fake/1"]["weights_sha256"]
+    code, output = bench.run(path)
+    assert code == 1
+    assert "metrics_period is 100 there and 0 here" in output
+
+
+def test_runs_that_ended_before_there_were_metrics_are_left_alone(bench: Bench) -> None:
+    path = bench.write()
+    assert bench.run(path)[0] == 0
+    for folder in bench.out.glob("exp/CartPole-v1/*/*"):
+        manifest = json.loads((folder / "manifest.json").read_text()) | {"schema": 1}
+        del manifest["metrics_period"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "metrics.parquet").unlink()
+    code, output = bench.run(path)
+    assert code == 0, output
+    assert "3 of 3 runs have ended, to train: 0" in output
+
+
 def test_grouping_and_evaluation_never_show(bench: Bench) -> None:
     path = bench.write(EXPERIMENT.replace("seeds = 3", "seeds = 5"))
     assert bench.run(path)[0] == 0
@@ -105,6 +147,8 @@ def test_train_makes_variants_and_its_status_is_found(bench: Bench) -> None:
         "1,2.5",
         "--num-steps",
         "8",
+        "--metrics-period",
+        "50",
         *where,
     ]
     code, output = bench("train", "fake", *given, "--tensorboard")
@@ -113,6 +157,8 @@ def test_train_makes_variants_and_its_status_is_found(bench: Bench) -> None:
         f"CartPole-v1/fake+scale={scale},num_steps=8/{seed}" for scale in ("1", "2.5") for seed in (0, 1)
     ]
     assert list(bench.out.glob("train-fake/CartPole-v1/*/0/tensorboard/events*"))
+    rows = bench.metrics("CartPole-v1/fake+scale=1,num_steps=8/0", "train-fake")
+    assert [env_steps for env_steps, _, _ in rows] == [64, 112]
     assert "4 of 4" in bench("status", "train-fake", "--out", str(bench.out))[1]
 
 
@@ -284,12 +330,13 @@ def test_corrupt_results(bench: Bench) -> None:
     path = bench.write()
     assert bench.run(path)[0] == 0
     folder = bench.out / "exp/CartPole-v1/fake/0"
-    table = (folder / "episodes.parquet").read_bytes()
-    (folder / "episodes.parquet").write_bytes(table[:-20])
-    code, output = bench.run(path)
-    assert code == 1
-    assert f"{folder / 'episodes.parquet'} is not readable" in output
-    (folder / "episodes.parquet").write_bytes(table)
+    for name in ("episodes.parquet", "metrics.parquet"):
+        table = (folder / name).read_bytes()
+        (folder / name).write_bytes(table[:-20])
+        code, output = bench.run(path)
+        assert code == 1
+        assert f"{folder / name} is not readable" in output
+        (folder / name).write_bytes(table)
     (folder / "manifest.json").write_text('{"schema"')
     for command in ("run", "status"):
         code, output = bench(command, path, "--out", str(bench.out))

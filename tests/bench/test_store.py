@@ -101,39 +101,69 @@ def test_weights_hash() -> None:
         assert tensors.weights_hash(other) != tensors.weights_hash(weights)
 
 
-def test_episodes_are_cut_back_and_become_a_table(tmp_path: Path) -> None:
-    episodes = store.Episodes(tmp_path)
+def test_tables_are_cut_back_and_become_parquet(tmp_path: Path) -> None:
+    episodes, metrics = store.Episodes(tmp_path), store.Metrics(tmp_path)
     episodes.append(10, 1.5, 10, "train", 0.1)
     episodes.append(20, math.inf, 5, "eval", 0.2)
-    length = episodes.flush()
+    metrics.append(16, "loss", math.nan)
+    metrics.append(16, 'a "quoted" name', 0.1 + 0.2)
+    lengths = episodes.flush(), metrics.flush()
     episodes.append(30, 3.0, 7, "train", 0.3)
-    episodes.flush()
-    with open(tmp_path / store.LINES, "ab") as file:
-        file.write(b'{"env_steps": 40, "episo')  # torn by a crash
-    assert store.read_lines(tmp_path / store.LINES)["env_steps"] == [10, 20, 30]
+    metrics.append(32, "loss", 1.0)
+    assert (episodes.flush(), metrics.flush()) > lengths
+    for table in store.TABLES:
+        with open(tmp_path / table.lines, "ab") as file:
+            file.write(b'{"env_steps": 40, "episo')  # torn by a crash
+    assert store.read_lines(tmp_path / store.EPISODES.lines, store.EPISODES)["env_steps"] == [10, 20, 30]
+    assert store.read_lines(tmp_path / store.METRICS.lines, store.METRICS)["env_steps"] == [16, 16, 32]
 
-    episodes = store.Episodes(tmp_path, length)
+    episodes, metrics = store.Episodes(tmp_path, lengths[0]), store.Metrics(tmp_path, lengths[1])
+    assert (episodes.flush(to_disk=True), metrics.flush(to_disk=True)) == lengths
     episodes.append(31, 0.1, 7, "train", 0.4)
     episodes.flush(to_disk=True)
-    store.write_table(tmp_path)
-    store.check_table(tmp_path)
-    table = pyarrow.parquet.read_table(tmp_path / store.TABLE)
+    for table in store.TABLES:
+        store.write_table(tmp_path, table)
+    store.check_tables(tmp_path, store.SCHEMA)
+    table = pyarrow.parquet.read_table(tmp_path / "episodes.parquet")
     assert [str(field.type) for field in table.schema] == ["int64", "double", "int64", "string", "double"]
     assert table["env_steps"].to_pylist() == [10, 20, 31]
     assert table["episode_return"].to_pylist() == [1.5, math.inf, 0.1]
     assert table["phase"].to_pylist() == ["train", "eval", "train"]
+    table = pyarrow.parquet.read_table(tmp_path / "metrics.parquet")
+    assert [str(field.type) for field in table.schema] == ["int64", "string", "double"]
+    assert table["name"].to_pylist() == ["loss", 'a "quoted" name']
+    assert math.isnan(table["value"][0].as_py()) and table["value"][1].as_py() == 0.1 + 0.2
 
+
+def test_a_run_without_metrics_has_an_empty_table(tmp_path: Path) -> None:
+    store.Metrics(tmp_path).flush(to_disk=True)
+    store.write_table(tmp_path, store.METRICS)
+    table = pyarrow.parquet.read_table(tmp_path / "metrics.parquet")
+    assert table.num_rows == 0 and table.schema.names == list(store.METRICS.columns)
+
+
+@pytest.mark.parametrize("table", store.TABLES, ids=lambda table: table.name)
+def test_broken_tables_are_named(tmp_path: Path, table: store.Table) -> None:
     with pytest.raises(ResultsError, match="checkpoint needs"):
-        store.Episodes(tmp_path, 10_000)
-    (tmp_path / store.LINES).write_bytes(b"{}\n{}\n")
+        store.Lines(tmp_path, table, 10_000)
+    (tmp_path / table.lines).write_bytes(b"{}\n{}\n")
     with pytest.raises(ResultsError, match="broken at line 1"):
-        store.read_lines(tmp_path / store.LINES)
-    (tmp_path / store.TABLE).write_bytes(b"PAR1 and no more")
-    with pytest.raises(ResultsError, match="not readable"):
-        store.check_table(tmp_path)
-    (tmp_path / store.TABLE).unlink()
-    with pytest.raises(ResultsError, match="missing"):
-        store.check_table(tmp_path)
+        store.read_lines(tmp_path / table.lines, table)
+    for one in store.TABLES:
+        (tmp_path / one.lines).write_bytes(b"")
+        store.write_table(tmp_path, one)
+    (tmp_path / table.parquet).write_bytes(b"PAR1 and no more")
+    with pytest.raises(ResultsError, match=f"{table.parquet} is not readable"):
+        store.check_tables(tmp_path, store.SCHEMA)
+    (tmp_path / table.parquet).unlink()
+    with pytest.raises(ResultsError, match=f"{table.parquet} is missing"):
+        store.check_tables(tmp_path, store.SCHEMA)
+
+
+def test_runs_from_before_metrics_need_none(tmp_path: Path) -> None:
+    store.Episodes(tmp_path).flush()
+    store.write_table(tmp_path, store.EPISODES)
+    store.check_tables(tmp_path, 1)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,14 @@ Its algorithm 1: act epsilon-greedily on Q(s, a; theta), keep the transitions in
 where theta- are the weights of a target network, overwritten by theta every C steps, and h(x) is half the square inside
 [-1, 1] and linear outside: "we also found it helpful to clip the error term to be between -1 and 1".
 
-Axes: observations [R, N, O], batches [R, B, ...], Q-values [R, A, B]; R runs, N environments, B drawn transitions,
-A actions.
+The files of its descendants hold what their papers change: the network (`_network`), the memory (`_memory`), the
+targets (`_targets`) and the loss (`_loss`).
+
+Axes: observations [R, N, O], batches [R, B, ...], outputs of the network [R, A * Z, B]; R runs, N environments, B drawn
+transitions, A actions, Z numbers per action (one here: Q). The letter r in place of R: some of the runs, a `Part`.
 
 Departures from the paper:
-- Low-dimensional observations and a multilayer perceptron; no frames to stack, repeat or preprocess, rewards unclipped.
+- Low-dimensional observations and a multilayer perceptron, or `convolutions`; rewards unclipped.
 - Adam in place of RMSProp with momentum, as in the code that low-dimensional results are published with.
 - Periods are in env_steps, the target network's too (the paper counts that one in updates, one every 4 env_steps). The
   sizes that belong to its 12.5M env_steps (50M frames) are divided by 25 for classic control's 500,000.
@@ -25,15 +28,15 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.common.columns import ColumnMLP
-from algorithms.common.config import PerRun, require
-from algorithms.common.layers import Parameters, fan_in_uniform
+from algorithms.common.columns import Part, QNetwork
+from algorithms.common.config import PerRun, per_run_tensors, require
+from algorithms.common.layers import Parameters
 from algorithms.common.optimizers import Adam
 from algorithms.common.replay import Replay, Transitions
 from algorithms.common.runtime import flushed_denormals
@@ -41,6 +44,7 @@ from algorithms.common.schedules import crossings, linear
 from algorithms.common.streams import Streams
 
 SUPPORTS = {"discrete"}
+Learned = tuple[Tensor, ...]  # losses, errors (whose sizes are priorities) and Q(s, a) of a batch, [R, B] each
 STEPS = 100  # of every environment in one iterate(); a matter of speed only, results do not depend on it
 
 
@@ -61,14 +65,21 @@ class Config:
     buffer_size: int = 40_000  # transitions; paper: 1,000,000
     batch_size: int = 32  # B
     num_envs: int = 1
-    hidden_sizes: tuple[int, ...] = (120, 84)  # vwxyzjn/cleanrl@fe8d8a0 dqn.py
+    convolutions: Literal["none", "minatar", "nature"] = "none"  # before the hidden layers; "nature" is the paper's
+    hidden_sizes: tuple[int, ...] = (120, 84)  # vwxyzjn/cleanrl@fe8d8a0 dqn.py; paper: 512 after its convolutions
     adam_epsilon: float = 1e-8
+    max_grad_norm: PerRun = math.inf
+
+    POSITIVE: ClassVar[tuple[str, ...]] = (
+        *("learning_rate", "td_clip", "epsilon_steps", "target_period", "train_period", "buffer_size", "batch_size"),
+        *("num_envs", "hidden_sizes", "adam_epsilon", "max_grad_norm"),
+    )
+    SHARES: ClassVar[tuple[str, ...]] = ("gamma", "epsilon_start", "epsilon_end", "evaluation_epsilon")
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.name not in ("epsilon_start", "epsilon_end", "evaluation_epsilon", "gamma", "learning_starts"):
-                require(bool(np.all(np.asarray(getattr(self, field.name)) > 0)), f"{field.name} must be positive")
-        for name in ("gamma", "epsilon_start", "epsilon_end", "evaluation_epsilon"):
+        for name in self.POSITIVE:
+            require(bool(np.all(np.asarray(getattr(self, name)) > 0)), f"{name} must be positive")
+        for name in self.SHARES:
             value = np.asarray(getattr(self, name))
             require(bool(np.all((value >= 0) & (value <= 1))), f"{name} is {value}; it must lie in [0, 1]")
         require(self.learning_starts >= 0, f"learning_starts is {self.learning_starts}; it must not be negative")
@@ -103,22 +114,21 @@ def huber_slope(td_errors: Tensor, td_clip: Tensor) -> Tensor:
 class Agent:
     """DQN for R runs at once."""
 
-    def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
+    def __init__(self, cfg: Any, envs: Any, seeds: Sequence[int], device: str = "cpu"):
         self.cfg, self.envs, self.device = cfg, envs, device
         self.num_runs, self.num_actions = len(seeds), envs.num_actions
         self.steps_per_iteration = STEPS * cfg.num_envs  # env_steps per run
         self.streams = Streams(seeds)
-        size = math.prod(envs.observation_shape)
-        self.net = ColumnMLP("q", (size, *cfg.hidden_sizes, self.num_actions))
+        self.coef = per_run_tensors(cfg, device)  # [R, 1]
+        self.net = self._network()
         self.parameters = Parameters(self.num_runs, self.net.shapes(), device)
-        self.net.initialize(self.parameters, self.streams["q"], fan_in_uniform, fan_in_uniform, fan_in_uniform)
+        self.net.initialize(self.parameters, self.streams["q"])
         self.target = Parameters(self.num_runs, self.net.shapes(), device)
         self.target.copy_(self.parameters)
-        self.parts, self.target_parts = self.net.parts(self.parameters), self.net.parts(self.target)
+        self.parts, self.target_parts = (self.net.parts(p, cfg.batch_size) for p in (self.parameters, self.target))
         self.optimizer = Adam(self.parameters, cfg.adam_epsilon)
         self.acting = self.net.acting(self.parameters)
-        self.replay = Replay(self.num_runs, cfg.buffer_size, cfg.num_envs, size, 1, cfg.gamma, device=device)
-        self.td_clip = torch.as_tensor(cfg.td_clip, dtype=torch.float32, device=device)[:, None]  # [R, 1]
+        self.replay = self._memory()
         self.action_indices = torch.arange(self.num_actions, device=device)[:, None]  # [A, 1]
         self.env_steps = 0
         self.timers: dict[str, float] = defaultdict(float)  # seconds
@@ -136,7 +146,8 @@ class Agent:
         with flushed_denormals():
             for t in range(STEPS):
                 begin = clock()
-                actions = np.where(explore[t], random_actions[t], self.acting(self.observations).argmax(-1))
+                q_values = self.q_values(self.observations, self.net.noise(self.streams, "acting noise"))
+                actions = np.where(explore[t], random_actions[t], q_values.argmax(-1))
                 acted = clock()
                 step = self.envs.step(actions)
                 stepped = clock()
@@ -144,8 +155,7 @@ class Agent:
                 self.replay.add(self.observations, actions, *outcome)
                 self.observations = step.observations
                 for _ in range(updates[t]):
-                    learned = self._gradient(self.replay.sample(next(draws)))
-                    self.optimizer.step(cfg.learning_rate)
+                    learned = self._learn(next(draws))
                 self._update_target(crossings(env_steps[t], cfg.num_envs, cfg.target_period) > 0)
                 self.timers["act"] += acted - begin
                 self.timers["env"] += stepped - acted
@@ -158,30 +168,72 @@ class Agent:
         uniform = self.streams.draw("actions", lambda rng: rng.random((len(epsilon), self.cfg.num_envs, 2)), axis=1)
         return uniform[..., 0] < epsilon[..., None], (uniform[..., 1] * self.num_actions).astype(np.int64)
 
-    @torch.no_grad()
-    def _gradient(self, batch: Transitions) -> tuple[Tensor, Tensor]:
-        """The loss's gradient, into `parameters.grad`. Returns TD errors and Q(s, a) of the batch, [R, B] each."""
-        observations, next_observations = batch.observations.transpose(1, 2), batch.next_observations.transpose(1, 2)
-        next_q_values = torch.cat(
-            [self.net.forward(part, next_observations[part.runs])[-1] for part in self.target_parts]
-        )
-        targets = td_targets(batch.rewards, batch.discounts, greedy_values(next_q_values))
-        taken = (batch.actions.transpose(1, 2) == self.action_indices).float()  # [R, A, B], 1 at the action taken
-        q_values = torch.empty_like(targets)
-        for part in self.parts:
-            runs = part.runs
-            layers = self.net.forward(part, observations[runs])
-            q = torch.sum(layers[-1] * taken[runs], 1, out=q_values[runs])
-            slope = huber_slope(targets[runs] - q, self.td_clip[runs]) / -self.cfg.batch_size  # d loss / d Q(s, a)
-            self.net.backward(part, layers, taken[runs] * slope.unsqueeze(1))
-        return targets - q_values, q_values
+    def _learn(self, uniform: np.ndarray) -> Learned:
+        """One update on transitions drawn by numbers in [0, 1), [R, B]."""
+        learned = self._gradient(self.replay.sample(uniform))
+        self.optimizer.step(self.cfg.learning_rate, self.cfg.max_grad_norm)
+        return learned
 
-    def _metrics(self, learned: tuple[Tensor, Tensor] | None) -> dict[str, np.ndarray]:
+    @torch.no_grad()
+    def _gradient(self, batch: Transitions, weights: Tensor | None = None) -> Learned:
+        """The gradient of the loss's mean, each sample times its weight [R, B], into `parameters.grad`."""
+        learned: Learned = tuple(torch.empty_like(batch.rewards) for _ in range(3))
+        self.noise: dict[str, Any] = {
+            net: self.net.noise(self.streams, f"{net} noise") for net in ("online", "target", "selection")
+        }
+        for part, target_part in zip(self.parts, self.target_parts, strict=True):
+            runs = part.runs
+            mine = Transitions(*(entry[runs] for entry in batch))
+            targets = self._targets(part, target_part, mine)
+            outputs, tape = self.net.forward(part, mine.observations.transpose(1, 2), self.noise["online"])
+            taken = (mine.actions.transpose(1, 2) == self.action_indices).float().unsqueeze(2)  # [r, A, 1, B], 1 or 0
+            slopes, *results = self._loss(self._by_action(outputs).mul(taken).sum(1), targets, runs)
+            if weights is not None:
+                slopes = slopes * weights[runs].unsqueeze(1)
+            by_outputs = taken * (slopes / self.cfg.batch_size).unsqueeze(1)
+            self.net.backward(part, tape, by_outputs.view_as(outputs), self.noise["online"])
+            for whole, result in zip(learned, results, strict=True):
+                whole[runs] = result
+        return learned
+
+    def _by_action(self, outputs: Tensor) -> Tensor:
+        """[r, A * Z, B] -> [r, A, Z, B]."""
+        return outputs.unflatten(1, (self.num_actions, -1))
+
+    # ---- what a descendant's paper changes
+
+    def _network(self, **structure: Any) -> QNetwork:
+        cfg = self.cfg
+        return QNetwork(self.envs.observation_shape, self.num_actions, cfg.hidden_sizes, cfg.convolutions, **structure)
+
+    def _memory(self, kind: type[Replay] = Replay, **settings: Any) -> Replay:
+        cfg, size = self.cfg, math.prod(self.envs.observation_shape)
+        settings |= {"observation_dtype": self.envs.observation_dtype, "device": self.device}
+        return kind(self.num_runs, cfg.buffer_size, cfg.num_envs, size, 1, cfg.gamma, **settings)
+
+    def _targets(self, part: Part, target_part: Part, batch: Transitions) -> Tensor:
+        """What the transitions say Q(s, a) should be: [r, B]."""
+        next_q_values, _ = self.net.forward(target_part, batch.next_observations.transpose(1, 2), self.noise["target"])
+        return td_targets(batch.rewards, batch.discounts, greedy_values(next_q_values))
+
+    def _loss(self, outputs: Tensor, targets: Tensor, runs: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For the outputs [r, Z, B] of the actions taken: d loss / d outputs; losses, errors, Q(s, a) [r, B] each."""
+        q_values, td_clip = outputs.squeeze(1), self.coef["td_clip"][runs]
+        td_errors = targets - q_values
+        return -huber_slope(td_errors, td_clip).unsqueeze(1), huber(td_errors, td_clip), td_errors, q_values
+
+    def q_values(self, observations: np.ndarray, noise: Any = None) -> np.ndarray:
+        """Q(s, .) [R, N, A] of observations [R, N, ...], with the mean weights where no noise is given."""
+        return self.acting(observations, noise).squeeze(-1)
+
+    # ----
+
+    def _metrics(self, learned: Learned | None) -> dict[str, np.ndarray]:
+        """Means over the last update's batch."""
+        names = ("loss", "error", "q_values")
         if learned is None:
-            return {name: np.full(self.num_runs, np.nan) for name in ("loss", "q_values")}
-        td_errors, q_values = learned
-        metrics = {"loss": huber(td_errors, self.td_clip).mean(1), "q_values": q_values.mean(1)}
-        return {name: value.double().cpu().numpy() for name, value in metrics.items()}
+            return {name: np.full(self.num_runs, np.nan) for name in names}
+        return {name: x.mean(1).double().cpu().numpy() for name, x in zip(names, learned, strict=True)}
 
     def _update_target(self, due: np.ndarray) -> None:
         if due.all():
@@ -193,12 +245,16 @@ class Agent:
 
     def act(self, observations: np.ndarray, streams: Streams | None = None) -> np.ndarray:
         """Actions [R, N] for observations [R, N, O]: greedy, or `evaluation_epsilon`-greedy when streams are given."""
-        greedy = self.acting(observations).argmax(-1)
+        greedy = self.q_values(observations).argmax(-1)
         if streams is None:
             return greedy
         uniform = streams.draw("actions", lambda rng: rng.random((greedy.shape[1], 2)))  # [R, N, 2]
         explore = uniform[..., 0] < self.cfg.evaluation_epsilon[:, None]
         return np.where(explore, (uniform[..., 1] * self.num_actions).astype(np.int64), greedy)
+
+    def values(self, observations: np.ndarray) -> np.ndarray:
+        """max_a Q(s, a) [R, N] of observations [R, N, O]."""
+        return self.q_values(observations).max(-1)
 
     def diverged(self) -> np.ndarray:
         """Runs whose weights are not finite: bool [R]."""
@@ -210,15 +266,9 @@ class Agent:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on exactly; the environments keep their own."""
-        return {
-            "parameters": self.parameters.state(),
-            "target": self.target.state(),
-            "optimizer": self.optimizer.state(),
-            "replay": self.replay.state(),
-            "streams": self.streams.state(),
-            "observations": self.observations,
-            "env_steps": self.env_steps,
-        }
+        parts = ("parameters", "target", "optimizer", "replay", "streams")
+        own = {"observations": self.observations, "env_steps": self.env_steps}
+        return {name: getattr(self, name).state() for name in parts} | own
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state()` was taken."""

@@ -36,6 +36,8 @@ EXPERIMENT: dict[str, tuple[type, ...]] = {
 ALGORITHM = {"name": (str,), "preset": (str,), "overrides": (dict,), "variants": (dict,)}
 EVALUATION = {"period": (int,), "episodes": (int,)}  # env_steps; in each of so many fresh environments
 TASK = {"steps": (int,)}
+# what an algorithm SUPPORTS, in words
+KINDS = {"continuous": "continuous actions", "discrete": "discrete actions", "tabular": "numbered states"}
 
 
 @dataclass(frozen=True)
@@ -236,12 +238,14 @@ def resolve(experiment: Experiment) -> Experiment:
 
 
 def check_supported(algorithm: str, task: str) -> None:
-    """Refuse an algorithm whose actions are of another kind than the task's."""
-    kind = "discrete" if suites.make(task, 1, 1).num_actions is not None else "continuous"
+    """Refuse an algorithm that is not for the task's kind. On a table the number of a state says nothing about it, so
+    that tasks of discrete actions and tables are two kinds."""
+    envs = suites.make(task, 1, 1)
+    kind = "continuous" if envs.num_actions is None else "discrete" if envs.num_states is None else "tabular"
     supported = algorithms.load(algorithm).SUPPORTS
     if kind not in supported:
         fitting = [name for name in algorithms.names() if kind in algorithms.load(name).SUPPORTS]
-        rule = f"{algorithm} is for {' and '.join(sorted(supported))} actions, {task} has {kind} ones"
+        rule = f"{algorithm} is for {' or '.join(KINDS[each] for each in sorted(supported))}, {task} has {KINDS[kind]}"
         raise UserError(f"{rule}; algorithms for it: {', '.join(fitting) or 'none yet'}")
 
 

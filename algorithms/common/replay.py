@@ -1,4 +1,4 @@
-"""Replay memories of R runs: the last transitions of each, drawn uniformly; transitions may span n steps."""
+"""Replay memories of R runs: the last transitions of each, drawn uniformly or by priority; they may span n steps."""
 
 from __future__ import annotations
 
@@ -120,8 +120,7 @@ class Replay:
         width = self.width(observation_size, action_size, observation_dtype)
         size = self.size_in_bytes(num_runs, capacity, observation_size, action_size, observation_dtype)
         logging.getLogger(__name__).info(
-            "replay memory: %d runs x %d transitions x %d bytes = %.1f MB",
-            *(num_runs, capacity, width * dtype.itemsize, size / 1e6),
+            "replay memory: %d runs x %d transitions = %.1f MB", num_runs, capacity, size / 1e6
         )
         kind = KINDS[dtype.type]
         self.rows = torch.zeros(num_runs, capacity, width, dtype=kind, device=device)  # pages are taken as they fill
@@ -233,3 +232,107 @@ class Replay:
         self.rows[:, : len(self), : self.used].copy_(torch.from_numpy(state["rows"]))
         if self.window is not None:
             self.window.load_state(state["window"])
+
+
+class PrioritizedReplay(Replay):
+    """Proportional prioritization: Schaul et al. 2016, arXiv:1511.05952, section 3.3 and its algorithm 1.
+
+    Run r draws transition i with P(i) = p_i^alpha / sum_k p_k^alpha, p_i = |delta_i| + epsilon (equation 1). A new
+    transition gets the largest p^alpha that its run has seen, 1 at first. alpha = 0 and beta = 0, each one number per
+    run, make all of that uniform, drawn from B equal segments.
+
+    The leaves of a binary tree of sums are p^alpha; its levels are [R, 2^d] at depth d. A sum is made anew from its two
+    children when one changes, so it depends on the leaves alone, not on their history. Wider trees were slower.
+    """
+
+    EPSILON = 1e-6  # keeps every transition drawable; openai/baselines@ea25b9e deepq.py, the paper gives none
+
+    def __init__(self, *sizes: Any, alpha: np.ndarray, **options: Any):
+        super().__init__(*sizes, **options)
+        self.alpha = np.array(alpha, np.float64).reshape(self.num_runs, 1)
+        self.levels = [np.zeros((self.num_runs, 2**d)) for d in range(self._depth(self.capacity) + 1)]  # root first
+        self.largest = np.ones((self.num_runs, 1))  # p^alpha so far
+        self.firsts = np.arange(self.num_runs)[:, None] * self.levels[-1].shape[1]  # of a run's leaves among all
+
+    @staticmethod
+    def _depth(capacity: int) -> int:
+        """Of a binary tree with at least `capacity` leaves."""
+        return (capacity - 1).bit_length()
+
+    @classmethod
+    def size_in_bytes(
+        cls,
+        num_runs: int,
+        capacity: int,
+        observation_size: int,
+        action_size: int,
+        observation_dtype: type[np.generic] = np.float32,
+    ) -> int:
+        """What a full memory takes, the tree included."""
+        rows = super().size_in_bytes(num_runs, capacity, observation_size, action_size, observation_dtype)
+        return rows + num_runs * (2 ** (cls._depth(capacity) + 1) - 1) * 8
+
+    def _write(self, *transition: np.ndarray) -> None:
+        places = self.added % self.capacity + np.arange(self.num_envs)
+        super()._write(*transition)
+        self._assign(places + self.firsts, np.broadcast_to(self.largest, (self.num_runs, self.num_envs)))
+
+    def sample(self, uniform: np.ndarray, beta: np.ndarray) -> tuple[Transitions, np.ndarray, Tensor]:  # type: ignore[override]
+        """Draws one transition from each of B equal segments of the sum of priorities, for u in [0, 1), [R, B].
+
+        Returns them, their places in the memory, int64 [R, B], which hold until the next `add`, and the weights
+        (N P(i))^-beta (section 3.4), float32 [R, B], over the largest of the batch, as in google/dopamine and
+        deepmind/dqn_zoo (openai/baselines: over the largest that the memory holds). `beta` is [R].
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):  # a run that diverged stays among its own rows
+            total = self.levels[0]
+            sought = (np.arange(uniform.shape[1]) + uniform) / uniform.shape[1] * total
+            nodes = np.arange(self.num_runs)[:, None].repeat(uniform.shape[1], 1)  # the roots
+            for level in self.levels[1:]:
+                nodes *= 2  # node i of a level of all runs has the children 2i and 2i + 1 in the next
+                left = level.reshape(-1).take(nodes)
+                right = sought >= left
+                sought -= left * right
+                nodes += right
+            # rounding may lead past the last
+            indices = np.minimum(nodes - self.firsts, len(self) - 1)
+            probabilities = self.levels[-1].reshape(-1).take(indices + self.firsts) / total
+            weights = power(len(self) * probabilities, -beta[:, None])
+            weights /= weights.max(1, keepdims=True)
+        return self._read(indices), indices, torch.from_numpy(weights.astype(np.float32)).to(self.rows.device)
+
+    def update(self, indices: np.ndarray, td_errors: Tensor) -> None:
+        """Priorities after an update with the transitions at `indices`: [R, B] each; of several for one, the last."""
+        priorities = power(td_errors.detach().double().abs().cpu().numpy() + self.EPSILON, self.alpha)
+        self.largest = np.maximum(self.largest, priorities.max(1, keepdims=True))
+        self._assign(indices + self.firsts, priorities)
+
+    def _assign(self, nodes: np.ndarray, priorities: np.ndarray) -> None:
+        """Sets leaves [R, K] and makes the sums above them anew."""
+        self.levels[-1].reshape(-1)[nodes] = priorities  # NumPy leaves the last of several values behind
+        for level, below in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
+            if level.shape[1] <= nodes.shape[1]:  # all of a small level
+                np.add(below[:, ::2], below[:, 1::2], out=level)
+            else:
+                nodes = nodes // 2
+                children = below.reshape(-1)
+                level.reshape(-1)[nodes] = children.take(2 * nodes) + children.take(2 * nodes + 1)
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return super().state() | {"priorities": self.levels[-1][:, : len(self)].copy(), "largest": self.largest.copy()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state()` was taken."""
+        super().load_state(state)
+        self.levels[-1][:] = 0.0
+        self.levels[-1][:, : len(self)] = state["priorities"]
+        self.largest = np.array(state["largest"])
+        for level, below in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
+            np.add(below[:, ::2], below[:, 1::2], out=level)
+
+
+def power(base: np.ndarray, exponent: np.ndarray) -> np.ndarray:
+    """base^exponent for bases above 0. NumPy's own has short cuts for one exponent, so its bits could depend on R."""
+    result: np.ndarray = np.exp(exponent * np.log(base))
+    return result

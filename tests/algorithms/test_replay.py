@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from bisect import bisect_right
 from collections import deque
+from fractions import Fraction
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from algorithms.common.replay import Replay, Window
+from algorithms.common.replay import PrioritizedReplay, Replay, Window, power
 from algorithms.common.schedules import crossings, linear
 
 SIZES = OBSERVATION, ACTION = 3, 1
@@ -211,6 +216,248 @@ def test_drawing_does_not_hand_out_the_memory() -> None:
     assert torch.equal(replay.sample(np.zeros((1, 1))).observations[0, 0], torch.from_numpy(transition[0][0, 0]))
 
 
+# ------------------------------------------------------------------------------------------------- by priority
+class PrioritizedTwin:
+    """One run of algorithm 1, literally: a list of p^alpha, and sums over all of it in exact numbers."""
+
+    def __init__(self, capacity: int, alpha: float):
+        self.alpha, self.capacity = alpha, capacity
+        self.priorities: list[float] = []
+        self.largest, self.count = 1.0, 0
+
+    def add(self) -> None:
+        if len(self.priorities) < self.capacity:
+            self.priorities.append(self.largest)
+        else:
+            self.priorities[self.count % self.capacity] = self.largest
+        self.count += 1
+
+    def draw(self, uniform: np.ndarray) -> list[int]:
+        """For segment k of B, the first transition at which the running sum is above (k + u) / B of the whole."""
+        sums = list(accumulate(map(Fraction, self.priorities)))
+        size = len(uniform)
+        return [bisect_right(sums, (k + Fraction(u)) / size * sums[-1]) for k, u in enumerate(uniform.tolist())]
+
+    def weights(self, indices: list[int], beta: float) -> list[float]:
+        total, size = float(sum(map(Fraction, self.priorities))), len(self.priorities)
+        weights = [(size * self.priorities[i] / total) ** -beta for i in indices]
+        return [weight / max(weights) for weight in weights]
+
+    def update(self, indices: list[int], td_errors: list[float]) -> None:
+        for i, td_error in zip(indices, td_errors, strict=True):
+            self.priorities[i] = (abs(td_error) + 1e-6) ** self.alpha
+            self.largest = max(self.largest, self.priorities[i])
+
+
+ALPHAS, BETAS = np.array([0.6, 0.0, 1.0, 0.5]), np.array([0.4, 1.0, 0.0, 0.7])
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize(("capacity", "envs", "size"), [(1, 1, 3), (5, 1, 1), (13, 1, 32), (24, 3, 8), (64, 4, 16)])
+def test_priorities_against_a_naive_twin(capacity: int, envs: int, size: int, n_steps: int) -> None:
+    rng, runs = np.random.default_rng(capacity), 4
+
+    def memory() -> PrioritizedReplay:
+        return PrioritizedReplay(runs, capacity, envs, *SIZES, GAMMAS[:runs], n_steps, alpha=ALPHAS)
+
+    replay, twins = memory(), [PrioritizedTwin(capacity, alpha) for alpha in ALPHAS]
+    rows = Twin(runs, capacity, GAMMAS[:runs], n_steps)
+    for _ in range(300):
+        if not rows.count or rng.random() < 0.3:
+            transition = step(rng, runs, envs)
+            replay.add(*transition), rows.add(*transition)
+            if len(rows.steps) >= n_steps:
+                [twin.add() for twin in twins for _ in range(envs)]
+        elif rng.random() < 0.1:  # go on in another memory
+            state, replay = replay.state(), memory()
+            for _ in range(2 * capacity):
+                replay.add(*step(rng, runs, envs))
+            replay.update(np.zeros((runs, 1), np.int64), torch.full((runs, 1), 1e6))
+            replay.load_state(state)
+        else:
+            uniform = rng.random((runs, size))
+            drawn, indices, weights = replay.sample(uniform, BETAS)
+            assert weights.dtype == torch.float32 and weights.shape == indices.shape == (runs, size)
+            td_errors = rng.standard_normal((runs, size), np.float32) * 3
+            for r, twin in enumerate(twins):
+                expected = twin.draw(uniform[r])
+                assert indices[r].tolist() == expected
+                assert weights[r].numpy() == pytest.approx(twin.weights(expected, BETAS[r]), rel=1e-6)
+                assert drawn.rewards[r].tolist() == [float(rows.slot(r, i)[3]) for i in expected]
+                twin.update(expected, td_errors[r].tolist())
+            if rng.random() < 0.8:
+                replay.update(indices, torch.from_numpy(td_errors))
+            else:  # nothing said is nothing changed
+                for twin, leaves, largest in zip(twins, replay.levels[-1], replay.largest, strict=True):
+                    twin.priorities, twin.largest = leaves[: len(replay)].tolist(), float(largest[0])
+        for r, twin in enumerate(twins):
+            assert replay.levels[-1][r, : len(replay)] == pytest.approx(twin.priorities, rel=1e-12)
+            assert not replay.levels[-1][r, len(replay) :].any()
+            assert replay.largest[r, 0] == pytest.approx(twin.largest, rel=1e-12)
+            twin.priorities = replay.levels[-1][r, : len(replay)].tolist()  # the same last bit
+        for level, below in zip(replay.levels[:-1], replay.levels[1:], strict=True):
+            assert np.array_equal(level, below[:, ::2] + below[:, 1::2])
+
+
+def filled(priorities: list[float], runs: int, alpha: float = 1.0, capacity: int | None = None) -> PrioritizedReplay:
+    """A memory whose transitions are 0, 1, 2, ... with these p."""
+    size = len(priorities)
+    replay = PrioritizedReplay(runs, capacity or size, 1, 1, 1, np.ones(runs), alpha=np.full(runs, alpha))
+    scalars(replay, size)
+    td_errors = torch.tensor([priorities], dtype=torch.float64).repeat(runs, 1) - replay.EPSILON
+    replay.update(np.arange(size)[None].repeat(runs, 0), td_errors)
+    return replay
+
+
+def test_priorities_by_hand() -> None:
+    replay = filled([1.0, 3.0, 4.0], 1)
+    sought = np.array([[0.5, 1.5, 3.9, 4.1]]) / 8 * 4 - np.arange(4)  # of the whole, in quarters of it
+    assert not ((sought >= 0) & (sought < 1)).all()  # not every number lies in its segment: handed in all the same
+    drawn, indices, weights = replay.sample(sought, np.ones(1))
+    assert indices.tolist() == [[0, 1, 1, 2]] and drawn.observations.flatten().tolist() == [0, 1, 1, 2]
+    # (3 p / 8)^-1 is 8/3, 8/9, 8/9, 2/3; over the largest of these
+    assert weights[0].tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 4], rel=1e-6)
+    assert replay.sample(sought, np.full(1, 0.5))[2][0].tolist() == pytest.approx(
+        [1, 3**-0.5, 3**-0.5, 1 / 2], rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_frequencies_are_the_probabilities(alpha: float) -> None:
+    """One draw of each of many runs with the same priorities: independent, so that chi-square applies."""
+    runs, p = 20_000, np.array([0.1, 5.0, 1.0, 1.0, 0.5, 2.0, 0.3])
+    replay = filled(p.tolist(), runs, alpha, capacity=9)
+    probabilities = p**alpha / (p**alpha).sum()
+    _, indices, _ = replay.sample(np.random.default_rng(1).random((runs, 1)), np.ones(runs))
+    counts = np.bincount(indices[:, 0], minlength=9)
+    assert counts[7:].sum() == 0
+    assert scipy.stats.chisquare(counts[:7], runs * probabilities).pvalue > 0.01
+    assert scipy.stats.chisquare(counts[:7], np.full(7, runs / 7)).pvalue < 1e-9  # which the test can tell
+
+
+def test_segments_leave_less_than_two_draws_to_chance() -> None:
+    p = np.array([0.1, 5.0, 1.0, 1.0, 0.5, 2.0, 0.3])
+    replay = filled(p.tolist(), 50)
+    _, indices, _ = replay.sample(np.random.default_rng(0).random((50, 64)), np.ones(50))
+    for run in indices:
+        assert (np.diff(run) >= 0).all()
+        assert np.abs(np.bincount(run, minlength=7) - 64 * p / p.sum()).max() < 2
+
+
+def test_alpha_zero_is_uniform_in_segments() -> None:
+    rng = np.random.default_rng(0)
+    for capacity, added in ((100, 37), (100, 250), (64, 64)):
+        replay = PrioritizedReplay(2, capacity, 1, 1, 1, np.ones(2), alpha=np.zeros(2))
+        scalars(replay, added)
+        for beta in (0.0, 1.0):
+            uniform = rng.random((2, 16))
+            _, indices, weights = replay.sample(uniform, np.full(2, beta))
+            assert np.array_equal(indices, ((np.arange(16) + uniform) / 16 * len(replay)).astype(int))
+            assert (weights == 1).all()
+            replay.update(indices, torch.from_numpy(rng.standard_normal((2, 16))))
+
+
+def test_beta_one_makes_up_for_the_priorities() -> None:
+    """The weighted mean over draws, its weights' scale undone, is the mean over the memory."""
+    p, runs = [0.5, 5.0, 1.0, 1.5], 8_000
+    replay = filled(p, runs)
+    drawn, indices, _ = replay.sample(np.random.default_rng(0).random((runs, 1)), np.ones(runs))
+    weights = (4 * np.array(p) / sum(p)) ** -1.0
+    assert (weights[indices] * drawn.observations[..., 0].numpy()).mean() == pytest.approx(1.5, abs=0.05)
+    batch = replay.sample(np.random.default_rng(0).random((runs, 8)), np.ones(runs))
+    expected = weights[batch[1]] / weights[batch[1]].max(1, keepdims=True)
+    assert batch[2].numpy() == pytest.approx(expected, rel=1e-6)
+    assert (replay.sample(np.zeros((runs, 8)), np.zeros(runs))[2] == 1).all()
+
+
+def test_of_several_td_errors_for_one_transition_the_last_counts() -> None:
+    replay = filled([1.0] * 6, 2)
+    indices = np.array([[2, 4, 2, 2, 4, 0], [1, 1, 1, 1, 1, 1]])
+    td_errors = torch.tensor([[9.0, 8.0, 7.0, 6.0, 5.0, 4.0], [1.0, 2.0, 3.0, 30.0, 5.0, 6.0]], dtype=torch.float64)
+    replay.update(indices, td_errors - replay.EPSILON)
+    assert replay.levels[-1][0, :6] == pytest.approx([4, 1, 6, 1, 5, 1])
+    assert replay.levels[-1][1, :6] == pytest.approx([1, 6, 1, 1, 1, 1])
+    assert replay.largest[:, 0] == pytest.approx([9, 30])
+
+
+def test_numbers_at_the_edges_of_segments_stay_inside() -> None:
+    for size in (1, 3, 7, 8, 100, 1000):
+        replay = filled(np.random.default_rng(size).random(size).tolist(), 1, capacity=size + size % 3)
+        for uniform in (np.zeros((1, 128)), np.full((1, 128), np.nextafter(1.0, 0.0))):
+            indices = replay.sample(uniform, np.ones(1))[1]
+            assert (indices >= 0).all() and (indices < size).all()
+        assert indices[0, -1] == size - 1
+
+
+def prioritized_trace(replay: PrioritizedReplay, runs: list[int], seed: int, spoil: int | None = None) -> list[Any]:
+    """What happens to `runs` of five in a script of additions, draws and updates."""
+    rng, seen = np.random.default_rng(seed), []
+    for t in range(120):
+        transition, uniform = step(rng, 5, 1), rng.random((5, 20))
+        td_errors = torch.from_numpy(rng.standard_normal((5, 20), np.float32))
+        if spoil is not None and t > 40:
+            td_errors[spoil] = torch.tensor([np.nan, np.inf])[t % 2]
+        replay.add(*(field[runs] for field in transition))
+        if t >= 5:
+            drawn, indices, weights = replay.sample(uniform[runs], BETAS_OF_FIVE[runs])
+            replay.update(indices, td_errors[runs])
+            seen.append([*(field.clone() for field in drawn), torch.from_numpy(indices), weights])
+    return seen
+
+
+ALPHAS_OF_FIVE, BETAS_OF_FIVE = np.array([0.6, 0.0, 1.0, 0.5, 0.7]), np.array([0.4, 1.0, 0.0, 0.5, 0.7])
+
+
+def of_five(runs: list[int], n_steps: int = 2) -> PrioritizedReplay:
+    return PrioritizedReplay(len(runs), 50, 1, *SIZES, GAMMAS[runs], n_steps, alpha=ALPHAS_OF_FIVE[runs])
+
+
+@pytest.mark.parametrize("runs", [[0], [3], [4, 1], [2, 0, 4]])
+def test_a_run_is_drawn_the_same_in_any_company(runs: list[int]) -> None:
+    company = prioritized_trace(of_five([0, 1, 2, 3, 4]), [0, 1, 2, 3, 4], 0)
+    for ours, theirs in zip(prioritized_trace(of_five(runs), runs, 0), company, strict=True):
+        assert all(torch.equal(one, other[runs]) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_a_run_that_diverges_stays_among_its_own_transitions_and_harms_no_other() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spoilt = prioritized_trace(of_five([0, 1, 2, 3, 4]), [0, 1, 2, 3, 4], 0, spoil=2)
+    sound, others = prioritized_trace(of_five([0, 1, 2, 3, 4]), [0, 1, 2, 3, 4], 0), [0, 1, 3, 4]
+    for ours, theirs in zip(spoilt, sound, strict=True):
+        assert all(torch.equal(one[others], other[others]) for one, other in zip(ours, theirs, strict=True))
+        assert ((ours[5] >= 0) & (ours[5] < 50)).all()
+
+
+def test_priorities_go_on_exactly() -> None:
+    replay, twin, runs = of_five([0, 1, 2, 3, 4]), of_five([0, 1, 2, 3, 4]), [0, 1, 2, 3, 4]
+    prioritized_trace(replay, runs, 0)
+    state = replay.state()
+    kept = state["priorities"].copy(), state["largest"].copy()
+    twin.load_state({**state, "rows": state["rows"].copy()})
+    for ours, theirs in zip(prioritized_trace(replay, runs, 1), prioritized_trace(twin, runs, 1), strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert np.array_equal(state["priorities"], kept[0]) and np.array_equal(state["largest"], kept[1])
+
+
+def test_the_trees_size_is_known_beforehand() -> None:
+    for capacity in (1, 2, 3, 1000, 1024):
+        replay = PrioritizedReplay(3, capacity, 1, 4, 1, np.ones(3), alpha=np.ones(3))
+        found = replay.rows.numel() * 4 + sum(level.nbytes for level in replay.levels)
+        assert found == PrioritizedReplay.size_in_bytes(3, capacity, 4, 1)
+        assert replay.levels[-1].shape[1] >= capacity
+
+
+def test_power_is_the_same_for_one_exponent_and_many() -> None:
+    base, exponents = np.random.default_rng(0).random((6, 5)) + 0.01, np.array([0.5, 2.0, 1.0, 0.0, -1.0, 0.6])[:, None]
+    assert power(base, exponents) == pytest.approx(base**exponents, rel=1e-14)
+    for r in range(6):
+        for size in (1, 2, 5):
+            alone = power(base[r : r + 1, :size].copy(), exponents[r : r + 1])
+            assert np.array_equal(alone[0], power(base[:, :size].copy(), exponents)[r])
+
+
+# --------------------------------------------------------------------------------------------------- schedules
 def test_linear_schedule() -> None:
     steps = np.array([0, 25, 50, 99, 100, 1000])
     start, end, duration = np.array([1.0, 0.5]), np.array([0.1, 0.5]), np.array([100.0, 1.0])

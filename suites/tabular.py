@@ -126,7 +126,7 @@ class TabularVectorEnv(VectorEnv):
         # Gymnasium takes the first outcome whose cumulative probability exceeds the number drawn
         cumulative = np.cumsum(self.model.probabilities.reshape(-1, num_outcomes), 1).T  # [K, S * A]
         assert (cumulative[-1] >= 1).all()  # no number exceeds all of them
-        self._bounds = list(np.ascontiguousarray(cumulative[:-1]))
+        self._bounds = np.ascontiguousarray(cumulative[:-1])
         self._cumulative_start = np.cumsum(self.model.start)
         # Where all is certain the numbers Gymnasium draws, one a step and one a reset, change nothing
         self._certain = num_outcomes == 1 and self.model.start.max() == 1
@@ -147,8 +147,7 @@ class TabularVectorEnv(VectorEnv):
         outcomes = pairs
         if not self._certain:
             numbers = self._draws.take(slice(None)).reshape(pairs.shape)
-            for bound in self._bounds:
-                outcomes = outcomes + self._num_pairs * (numbers >= bound.take(pairs))
+            outcomes = pairs + self._num_pairs * (numbers >= self._bounds.take(pairs, 1)).sum(0)
         states = self._next_states.take(outcomes)
         if self._some_parked:
             states[self.parked] = self._states[self.parked]

@@ -11,9 +11,7 @@ from cases import advance, assert_same, make, outcome, small, train
 from probes import ValueFromObservation
 
 from algorithms import dqn
-from algorithms.common.columns import ColumnMLP
 from algorithms.common.config import load_config, stack
-from algorithms.common.layers import MLP, Parameters, fan_in_uniform
 from algorithms.common.replay import Transitions
 from algorithms.common.runtime import flushed_denormals
 from algorithms.common.streams import Streams
@@ -96,32 +94,14 @@ def test_gradient_against_autograd_of_the_literal_loss(task: str, hidden: tuple[
     agent.cfg = agent.cfg.__class__(**(vars(agent.cfg) | {"batch_size": 20}))
     agent.target.flat.mul_(1.3)  # another network than the online one
     batch = random_batch(agent, 20)
-    td_errors, _ = agent._gradient(batch)
+    losses, td_errors, q_values = agent._gradient(batch)
     for run, (gamma, clip) in enumerate(settings):
         own = agent.parameters.of_run(run)
         weights = {name: torch.from_numpy(x).double().requires_grad_() for name, x in own.items()}
         loss = slow_loss(agent, batch, run, weights, gamma, clip)
-        assert dqn.huber(td_errors, agent.td_clip).mean(1)[run].item() == pytest.approx(loss.item(), rel=1e-5)
+        assert losses[run].mean().item() == pytest.approx(loss.item(), rel=1e-5)
         for (name, _), grad in zip(weights.items(), torch.autograd.grad(loss, list(weights.values())), strict=True):
             assert torch.allclose(agent.parameters.grads[name][run].double(), grad, atol=2e-6), (run, name)
-
-
-@pytest.mark.parametrize("sizes", [(4, 120, 84, 2), (6, 32, 3), (5, 17, 20, 18)])
-def test_columns_are_rows(sizes: tuple[int, ...]) -> None:
-    """`ColumnMLP` and `MLP` are the same network."""
-    columns, rows, runs = ColumnMLP("q", sizes), MLP("q", sizes, "relu"), 5
-    parameters = Parameters(runs, rows.shapes())
-    rows.initialize(parameters, Streams(range(runs))["q"], fan_in_uniform, fan_in_uniform, fan_in_uniform)
-    x, delta = torch.randn(runs, 40, sizes[0]), torch.randn(runs, 40, sizes[-1])
-    layers = rows.forward(parameters, x)
-    rows.backward(parameters, layers, delta)
-    outputs, grad = layers[-1].clone(), parameters.grad.clone()
-    parameters.grad.zero_()
-    for part in columns.parts(parameters, 2):  # 2, 2 and 1 runs
-        layers = columns.forward(part, x[part.runs].transpose(1, 2))
-        assert torch.allclose(layers[-1].transpose(1, 2), outputs[part.runs], atol=1e-5)
-        columns.backward(part, layers, delta[part.runs].transpose(1, 2).contiguous())
-    assert torch.allclose(parameters.grad, grad, atol=1e-4)
 
 
 # -------------------------------------------------------------------------------------------------- the agent's periods
@@ -258,7 +238,7 @@ def test_evaluation_explores_only_with_streams() -> None:
 
 
 def test_a_run_trains_the_same_whatever_the_part_it_is_in() -> None:
-    """Groups larger than `ColumnMLP.parts` takes at a time."""
+    """Groups larger than `QNetwork.parts` takes at a time."""
     runs = [small("dqn") for _ in range(9)]
     company = train("dqn", "Acrobot-v1", runs, range(9))
     for run in (0, 7, 8):
@@ -271,8 +251,7 @@ def test_values_of_known_observations_with_squared_loss() -> None:
     agent = dqn.Agent(cfg, envs, [1, 2])
     for _ in range(8):
         agent.iterate()
-    found = agent.net(agent.parameters, torch.from_numpy(np.repeat(envs.questions()[None], 2, 0))).amax(-1)
-    assert np.abs(found.detach().numpy() - [-1.0, 1.0]).max() < 0.1
+    assert np.abs(agent.values(np.repeat(envs.questions()[None], 2, 0)) - [-1.0, 1.0]).max() < 0.1
 
 
 def test_denormals_are_flushed_inside_only() -> None:

@@ -55,6 +55,7 @@ class VectorEnv:
     episode ends. `errors` says why, run index -> message.
     """
 
+    observation_dtype: type[np.generic] = np.float32  # what observations fit into without loss; uint8 saves memory
     num_states: int | None = None  # on tables: the observation is the index of the state, 0..num_states - 1,
     model: Any = None  # and this what the task does, exactly (suites.tabular.Model)
 

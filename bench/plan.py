@@ -33,7 +33,7 @@ EXPERIMENT: dict[str, tuple[type, ...]] = {
     "algorithms": (list,),
     "published": (dict, list),
 }
-ALGORITHM = {"name": (str,), "preset": (str,), "overrides": (dict,), "variants": (dict,)}
+ALGORITHM = {"name": (str,), "preset": (str,), "overrides": (dict,), "variants": (dict,), "grid": (dict,)}
 EVALUATION = {"period": (int,), "episodes": (int,)}  # env_steps; in each of so many fresh environments
 TASK = {"steps": (int,)}
 # what an algorithm SUPPORTS, in words
@@ -207,14 +207,25 @@ def variants(entry: Any, where: str) -> dict[str, dict[str, Any]]:
     if entry["name"] not in known:
         name = entry["name"]
         raise UserError(f"{where}: unknown algorithm {name!r}{near(name, known)}; there are: {', '.join(known)}")
+    if "grid" in entry and "variants" in entry:
+        raise UserError(f"{where}: it has variants and a grid; give one of them")
     found = {}
-    for variant, changes in entry.get("variants", {DEFAULT_VARIANT: {}}).items():
+    for variant, changes in entry.get("variants", grid(entry.get("grid", {}), where)).items():
         if not isinstance(changes, dict):
             raise UserError(f"{where}: variants.{variant} is {changes!r}; it must be a table of settings")
         if not variant or "/" in variant or variant.startswith("."):
             raise UserError(f"{where}: variant {variant!r} cannot name a directory; use letters, digits, - and =")
         found[variant] = {**entry.get("overrides", {}), **changes}
     return found
+
+
+def grid(values: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """Every combination of the values listed for each setting, named like `n=4,alpha=0.5`; `default` of none."""
+    for name, listed in values.items():
+        if not isinstance(listed, list) or not listed:
+            raise UserError(f"{where}: grid.{name} is {listed!r}; it must be a list of values")
+    combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    return {",".join(f"{k}={v}" for k, v in one.items()) or DEFAULT_VARIANT: one for one in combinations}
 
 
 def resolve(experiment: Experiment) -> Experiment:

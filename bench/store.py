@@ -290,12 +290,14 @@ def commit() -> dict[str, Any]:
 
 
 def code_digest(agent: type) -> str:
-    """A short name for the code that decides a run's numbers: the algorithm's file, algorithms/common and suites.
+    """A short name for the code that decides a run's numbers: the algorithm's file and those of the algorithms it
+    descends from, algorithms/common and suites.
 
     The layout of a run directory counts as well: a checkpoint of another one lacks what this one goes on from.
     """
-    shared = [path for place in ("algorithms/common", "suites") for path in sorted((ROOT / place).glob("*.py"))]
-    contents = b"".join(path.read_bytes() for path in [Path(inspect.getfile(agent)), *shared])
+    own = {Path(inspect.getfile(cls)) for cls in agent.__mro__ if cls is not object}
+    shared = {path for place in ("algorithms/common", "suites") for path in (ROOT / place).glob("*.py")}
+    contents = b"".join(path.read_bytes() for path in [*sorted(own - shared), *sorted(shared)])
     return hashlib.sha256(contents + bytes([SCHEMA])).hexdigest()[:16]
 
 

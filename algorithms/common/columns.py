@@ -23,7 +23,7 @@ MOST_RUNS = 8  # of a part; more would not make fewer calls count
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], ...]] = {  # filters, kernel, stride
     "none": (),
-    "minatar": ((16, 3, 1),),  # kenjyoung/MinAtar@6a82d65 examples/dqn.py
+    "minatar": ((16, 3, 1),),  # kenjyoung/MinAtar@3f078e5 examples/dqn.py
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),  # Nature 518:529, Methods
 }
 

@@ -40,9 +40,16 @@ def per_run_fields(cls: type) -> set[str]:
 
 
 def presets(algorithm: str) -> dict[str, dict[str, Any]]:
-    """The presets of an algorithm: name -> fields that differ from the defaults."""
+    """The presets of an algorithm: name -> fields that differ from the defaults.
+
+    `inherits = "dqn"` at the top of its file stands for the presets of that algorithm, to which its own of the same name
+    are added.
+    """
     path = SETTINGS / f"{algorithm}.toml"
-    return tomllib.loads(path.read_text()) if path.exists() else {}
+    own = tomllib.loads(path.read_text()) if path.exists() else {}
+    parent = own.pop("inherits", None)
+    inherited = presets(parent) if parent else {}
+    return inherited | {name: inherited.get(name, {}) | fields for name, fields in own.items()}
 
 
 def load_config(algorithm: str, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Any:

@@ -24,6 +24,19 @@ def test_every_experiment_file_resolves() -> None:
             assert run.config
 
 
+def test_a_grid_is_every_combination() -> None:
+    raw = {"seeds": 1, "tasks": ["CartPole-v1"], "algorithms": [{"name": "ppo"}]}
+    raw["algorithms"][0]["grid"] = {"gamma": [0.9, 1.0], "clip_coef": [0.1, 0.2]}
+    found = {run.variant: run.overrides for run in plan.expand("grid", raw, "here").runs}
+    assert list(found) == [
+        "gamma=0.9,clip_coef=0.1",
+        "gamma=0.9,clip_coef=0.2",
+        "gamma=1.0,clip_coef=0.1",
+        "gamma=1.0,clip_coef=0.2",
+    ]
+    assert found["gamma=0.9,clip_coef=0.2"] == {"gamma": 0.9, "clip_coef": 0.2}
+
+
 def test_runs_and_paths() -> None:
     entry = {"name": "ppo", "variants": {"a": {"clip_coef": 0.1}, "default": {}}}
     experiment = plan.expand("e", raw(first_seed=5, algorithms=[entry]), "here")
@@ -66,6 +79,8 @@ def test_runs_and_paths() -> None:
         ({"algorithms": [{"name": "ppo"}, {"name": "ppo"}]}, "CartPole-v1/ppo/0 2 times"),
         ({"algorithms": [{"name": "ppo", "variants": {"a/b": {}}}]}, "cannot name a directory"),
         ({"algorithms": [{"name": "ppo", "variants": {"a": 1}}]}, "variants.a is 1; it must be a table"),
+        ({"algorithms": [{"name": "ppo", "grid": {"gamma": 1}}]}, "grid.gamma is 1; it must be a list of values"),
+        ({"algorithms": [{"name": "ppo", "grid": {}, "variants": {}}]}, "variants and a grid; give one of them"),
         ({"algorithms": []}, "not none 0 times"),
         ({"evaluation": {"period": 10}}, "evaluation: episodes is missing"),
         ({"metrics_period": -1}, "metrics_period is -1; it must be at least 0"),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis import load, verify
+from analysis import decisions, load, verify
 from analysis.load import Results
 from analysis.rule import Verdict
 
@@ -50,8 +50,7 @@ def evaluate(results: Results, found: Sequence[Verdict] | None = None) -> list[C
     mine = [claim for claim in claims() if claim.experiment == results.name and claim.id in DECIDE]
     if not mine:
         return []
-    found = verify.verdicts(results) if found is None else found
-    return [DECIDE[claim.id](claim, found) for claim in mine]
+    return [DECIDE[claim.id](claim, results, found) for claim in mine]
 
 
 def status() -> list[Claim]:
@@ -60,8 +59,9 @@ def status() -> list[Claim]:
     return [decided.get(claim.id, claim) for claim in claims()]
 
 
-def ppo_table1(claim: Claim, found: Sequence[Verdict]) -> Claim:
+def ppo_table1(claim: Claim, results: Results, found: Sequence[Verdict] | None = None) -> Claim:
     """T1: holds if both statements of the paper's text hold, fails if one fails; rows and order are evidence."""
+    found = verify.verdicts(results) if found is None else found
     mine = [verdict for verdict in found if verdict.table == "ppo_table1"]
     statements = {v.subject: v.verdict for v in mine if v.verdict in ("holds", "fails", "inconclusive")}
     text = [statements.get(name) for name in ("clip 0.2 is best", "no clipping or penalty is below random")]
@@ -75,4 +75,21 @@ def ppo_table1(claim: Claim, found: Sequence[Verdict]) -> Claim:
     return replace(claim, status=status, evidence="; ".join(evidence) + f"; {seeds} seeds per task and row")
 
 
-DECIDE: dict[str, Callable[[Claim, Sequence[Verdict]], Claim]] = {"T1": ppo_table1}
+def by(decision: Callable[[Results], decisions.Decision]) -> Callable[..., Claim]:
+    """A statement decided from its runs alone."""
+
+    def decided(claim: Claim, results: Results, found: Sequence[Verdict] | None = None) -> Claim:
+        status, evidence = decision(results)
+        return replace(claim, status=status, evidence=evidence)
+
+    return decided
+
+
+DECIDE: dict[str, Callable[..., Claim]] = {
+    "T1": ppo_table1,
+    "S1": by(decisions.cliff),
+    "S2": by(decisions.random_walk),
+    "S3": by(decisions.overestimation),
+    "S4": by(decisions.rainbow),
+    "S5": by(decisions.single_parts),
+}

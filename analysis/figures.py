@@ -187,7 +187,7 @@ def _count(value: float, _: Any = None) -> str:
 
 
 def _step_axis(axes: Axes, last: float) -> None:
-    axes.set_xlim(0, last)
+    axes.set_xlim(0, last or 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(_count))
 
@@ -277,10 +277,13 @@ def learning_curves(
     title: str = "Learning curves",
     ylabel: str = "episode return",
     order: Sequence[str] | None = None,
+    x: str = "env_steps",
+    zero: bool = False,
 ) -> Figure:
-    """Small multiples of `curves` (task, label, env_steps, estimate, low, high), one panel per task.
+    """Small multiples of `curves` (task, label, env_steps or what `x` names, estimate, low, high), a panel per task.
 
-    Where one panel would be too crowded, each family of variants gets a column and the others stay behind it in grey.
+    `zero` draws the line at 0. Where one panel would be too crowded, each family of variants gets a column and the
+    others stay behind it in grey.
     """
     tasks = list(dict.fromkeys(curves["task"]))
     labels = _order(curves["label"], order)
@@ -302,10 +305,12 @@ def learning_curves(
         for label in labels:
             rows_of = here[here["label"] == label]
             if label in members:
-                _line(axes, rows_of, "env_steps", look[label])
+                _line(axes, rows_of, x, look[label])
             else:
-                axes.plot(rows_of["env_steps"], rows_of["estimate"], color=FAINT, linewidth=0.7, alpha=0.8, zorder=1)
-        _step_axis(axes, float(here["env_steps"].max()))
+                axes.plot(rows_of[x], rows_of["estimate"], color=FAINT, linewidth=0.7, alpha=0.8, zorder=1)
+        _step_axis(axes, float(here[x].max()))
+        if zero:
+            axes.axhline(0.0, color=MUTED, linewidth=0.8, zorder=1)
         bottom, top = _limits(here[["estimate", "low", "high"]])
         axes.set_ylim(bottom, top)
         for label in members:
@@ -318,7 +323,7 @@ def learning_curves(
         axes.yaxis.set_major_formatter(FuncFormatter(_count))
         last = number + columns >= len(flat)
         if last:
-            axes.set_xlabel("env_steps")
+            axes.set_xlabel(x)
         if split:
             axes.tick_params(labelbottom=last)
             if number % columns == 0:
@@ -471,7 +476,7 @@ def sample_efficiency(
 
 @styled
 def improvement(table: pd.DataFrame, caption: str, title: str = "Probability of improvement") -> Figure:
-    """`table` (x, y, estimate, low, high): P(a run of x scores above one of y on the same task); 0.5: no difference."""
+    """`table` (x, y, estimate, low, high): P(a run of x does better than one of y on a task); 0.5: no difference."""
     figure = _figure(WIDTH, 0.27 * len(table) + 0.65, title, caption)
     axes = figure.subplots()
     heights = np.arange(len(table))[::-1]
@@ -479,10 +484,70 @@ def improvement(table: pd.DataFrame, caption: str, title: str = "Probability of 
     axes.axvline(0.5, color=MUTED, linewidth=1.0, zorder=1)
     axes.set_xlim(0, 1)
     _forest(axes, heights, table, settled)
-    axes.set_yticks(heights, [f"{x}  >  {y}" for x, y in zip(table["x"], table["y"], strict=True)])
+    axes.set_yticks(heights, [f"{x}  over  {y}" for x, y in zip(table["x"], table["y"], strict=True)])
     axes.set_ylim(-0.6, len(table) - 0.4)
     _rows_on_the_left(axes)
-    axes.set_xlabel("P(X > Y)      blue: X is better · orange: Y is better · grey: cannot tell", fontsize=8.2)
+    axes.set_xlabel("P(X over Y)      blue: X is better · orange: Y is better · grey: cannot tell", fontsize=8.2)
+    return figure
+
+
+@styled
+def sweep(
+    table: pd.DataFrame,
+    caption: str,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    legend: str,
+    lower_is_better: bool = False,
+) -> Figure:
+    """`table` (task, line, x, estimate, low, high): the score over one setting, a line per value of another.
+
+    Lines run from light to dark in the order of their values, named at `legend`; a dot marks the best of each. Values
+    far worse than the middle are cut off: a sweep is about where the best ones lie.
+    """
+    tasks, values = list(dict.fromkeys(table["task"])), sorted(table["line"].unique())
+    columns = min(2, len(tasks))
+    rows = -(-len(tasks) // columns)
+    across = min(8, len(values))
+    header = 0.20 * -(-len(values) // across) + 0.05
+    figure = _figure(WIDTH, (3.4 if columns == 1 else 2.4) * rows, title, caption, header)
+    shades = matplotlib.colormaps["viridis_r"](np.linspace(0.08, 1.0, len(values)))
+    look = {
+        value: Look((float(shade[0]), float(shade[1]), float(shade[2])), DASHES[place % len(DASHES)], "")
+        for place, (value, shade) in enumerate(zip(values, shades, strict=True))
+    }
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for number, (task, axes) in enumerate(zip(tasks, grid.flat, strict=False)):
+        here = table[table["task"] == task]
+        for value in values:
+            mine = here[here["line"] == value].sort_values("x")
+            _line(axes, mine, "x", look[value])
+            known = mine[np.isfinite(mine["estimate"])]
+            if len(known):
+                best = known.loc[known["estimate"].idxmin() if lower_is_better else known["estimate"].idxmax()]
+                axes.plot(best["x"], best["estimate"], "o", color=look[value].colour, markersize=4.5, zorder=4)
+        finite = here["estimate"].to_numpy(dtype=float)
+        finite = finite[np.isfinite(finite)] * (1.0 if lower_is_better else -1.0)
+        if len(finite):
+            best_value, middle, worst = finite.min(), np.median(finite), finite.max()
+            reach = min(worst, best_value + 2.5 * (middle - best_value)) - best_value or abs(best_value) or 1.0
+            ends = np.array([best_value - 0.08 * reach, best_value + 1.05 * reach])
+            axes.set_ylim(*(ends if lower_is_better else -ends[::-1]))
+        where = here["x"].to_numpy(dtype=float)
+        if where.min() > 0 and where.max() / where.min() > 100:
+            axes.set_xscale("log")
+        if len(tasks) > 1:
+            axes.set_title(task)
+        if number % columns == 0:
+            axes.set_ylabel(ylabel)
+        if number + columns >= len(tasks):
+            axes.set_xlabel(xlabel)
+    for axes in grid.flat[len(tasks) :]:
+        axes.set_axis_off()
+    names = [f"{legend} = {value:g}" if isinstance(value, float | int) else f"{legend} = {value}" for value in values]
+    handles = [Line2D([], [], color=one.colour, linestyle=one.dash, linewidth=2.2) for one in look.values()]
+    _head_legend(figure, handles, names, across)
     return figure
 
 

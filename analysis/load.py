@@ -1,10 +1,12 @@
 """Read results: a run tree that bench wrote, or a shipped reference folder, into the same tables.
 
-A run tree is `<out>/<experiment>/<task>/<algorithm>[+variant]/<seed>/` with manifest.json and episodes.parquet (or
-episodes.jsonl while running). A reference folder `results/reference/<experiment>/` holds
+A run tree is `<out>/<experiment>/<task>/<algorithm>[+variant]/<seed>/` with manifest.json, episodes.parquet and
+metrics.parquet (.jsonl while running). A reference folder `results/reference/<experiment>/` holds
 
     scores.csv       one row per planned run: task, algorithm, variant, seed, env_steps, score, status, and the rest
     curves.csv.gz    the training curve of every run on a common grid of env_steps, and its evaluations
+    metrics.csv.gz   the metrics of every run, at most 100 rows of each; where there are any
+    online.csv.gz    returns by number of episode; where the experiment asks for a figure of them
     manifests.jsonl  what every run was made with; the first line holds what all runs share
     experiment.json  the experiment's contents, its runs and the command; experiment.toml its file, where there is one
 
@@ -15,16 +17,18 @@ the former.
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 import os
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, field
+from itertools import product, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,13 +36,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import scores
-from analysis.scores import KEYS, POINTS, REFERENCE, ROOT, STATISTICS, Episodes
+from analysis.scores import KEYS, POINTS, REFERENCE, ROOT, Episodes, Metrics
 
 RUNS = ROOT / "results" / "runs"
 EXPERIMENTS = ROOT / "suites" / "experiments"
 STATUSES = ("finished", "failed", "diverged", "running", "missing")
 DEFAULT_STATISTIC = "final_100_training_episodes"
 COLUMNS = ["env_steps", "episode_return", "episode_length", "phase"]
+METRIC_COLUMNS = ["env_steps", "name", "value"]
+LONG = {  # table with a row per point -> its columns beside KEYS
+    "curves": ["phase", "env_steps", "value"],
+    "metrics": ["env_steps", "name", "value"],
+    "online": ["episode", "value"],
+}
+FIGURES = {"episodes": {"episodes"}, "sweep": {"x", "lines"}, "difference": {"of"}}  # kind -> keys, see `asked_figures`
+METRIC_RUNS = 2000  # a tree of more runs is read without its metrics, unless they are asked for: that takes too long
 # of a manifest, into the run table; the rest is reached through `manifests`
 FIELDS = ["preset", "steps", "env_steps", "status", "error", "wall_seconds", "cpu_seconds", "commit", "dirty", "device",
           "precision", "threads", "config_digest", "group", "group_size", "started", "ended",
@@ -65,6 +77,9 @@ class Results:
         run keeps its last value); eval: mean return of
         each evaluation, at the env_steps where it was made.
     statistic: the name of the statistic behind `score`. path: where it was read. shipped: True for a reference folder.
+    metrics: task, algorithm, variant, seed, env_steps, name, value: what the runs told about themselves, thinned to
+        `scores.THIN` rows per run and name, the last one kept.
+    online: task, algorithm, variant, seed, episode, value: `scores.online_curve`, for a figure of kind `episodes`.
     """
 
     experiment: dict[str, Any]
@@ -73,6 +88,8 @@ class Results:
     statistic: str
     path: Path
     shipped: bool
+    metrics: pd.DataFrame = field(default_factory=lambda: _long([], "metrics"))
+    online: pd.DataFrame = field(default_factory=lambda: _long([], "online"))
 
     @property
     def name(self) -> str:
@@ -83,6 +100,12 @@ class Results:
     def tasks(self) -> list[str]:
         """Tasks in planned order."""
         return list(dict.fromkeys(self.runs["task"]))
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a lower score is the better one: `better = "lower"` under [score], of the statistic named there."""
+        score = self.experiment.get("score") or {}
+        return score.get("statistic") == self.statistic and score.get("better") == "lower"
 
 
 # ---- finding -------------------------------------------------------------------------------------------------------
@@ -107,15 +130,55 @@ def references() -> list[Path]:
     return sorted(path.parent for path in REFERENCE.glob("*/scores.csv"))
 
 
-def load(folder: Path | str, statistic: str | None = None) -> Results:
+def load(folder: Path | str, statistic: str | None = None, metrics: bool | None = None) -> Results:
     """Reads a run tree or a reference folder; `statistic` overrides the experiment's own.
 
+    `metrics`: whether to read those of a tree; None: unless it has more than `METRIC_RUNS` runs.
     ResultsError names a file that cannot be read, or two fingerprints of one task; FileNotFoundError: no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such results folder")
-    return _load_reference(folder, statistic) if (folder / "scores.csv").is_file() else _load_tree(folder, statistic)
+    if (folder / "scores.csv").is_file():
+        return _load_reference(folder, statistic)
+    return _load_tree(folder, statistic, metrics)
+
+
+def contents(name: str, folder: Path, stored: dict[str, Any]) -> dict[str, Any]:
+    """An experiment's file as it is now, else the one shipped with its results, else what was stored with them.
+
+    For what is shown and compared, which may be added when the runs are over.
+    """
+    for path in (EXPERIMENTS / f"{name}.toml", folder / "experiment.toml"):
+        if path.is_file():
+            try:
+                return tomllib.loads(path.read_text())
+            except ValueError as error:
+                raise ResultsError(f"{path}: not valid TOML ({error})") from None
+    return stored
+
+
+def asked_figures(name: str, folder: Path, stored: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `[[report.figures]]` entries of an experiment, checked. `title` is free; by `kind`:
+
+    episodes: the online return by number of episode, the first `episodes` of them, a line per setting.
+    sweep: the score over the setting `x`, a line for each value of the setting `lines`, such as alpha and n.
+    difference: the first of two metrics `of` minus the second, over env_steps, a line per setting.
+    """
+    found: list[dict[str, Any]] = (contents(name, folder, stored).get("report") or {}).get("figures", [])
+    for entry in found:
+        kind = entry.get("kind")
+        if kind not in FIGURES:
+            raise ResultsError(
+                f"experiment {name}, [[report.figures]]: kind is {kind!r}; it is one of {', '.join(FIGURES)}"
+            )
+        if wrong := (set(entry) - {"kind", "title"}) ^ FIGURES[kind]:
+            keys = ", ".join(sorted(FIGURES[kind]))
+            raise ResultsError(
+                f"experiment {name}, [[report.figures]] of kind {kind}: {', '.join(sorted(wrong))} is missing or "
+                f"unknown; it takes {keys}, and title"
+            )
+    return found
 
 
 def planned(experiment: dict[str, Any]) -> list[tuple[str, str, str, int]]:
@@ -175,7 +238,7 @@ def read_episodes(folder: Path, steps: int) -> Episodes | None:
                 "experiment again: the same command makes this run anew and keeps the others"
             ) from None
     elif growing.is_file():
-        rows = list(_json_lines(growing))
+        rows = list(_json_lines(growing, COLUMNS))
         columns = [np.array([row[name] for row in rows]) for name in COLUMNS[:3]]
         train = np.array([row["phase"] == "train" for row in rows], dtype=bool)
     else:
@@ -184,6 +247,34 @@ def read_episodes(folder: Path, steps: int) -> Episodes | None:
     return Episodes(
         env_steps.astype(np.int64), episode_return.astype(np.float64), episode_length.astype(np.int64), train, steps
     )
+
+
+def read_metrics(folder: Path) -> Metrics | None:
+    """One run's metrics, from metrics.parquet or metrics.jsonl (its torn last line dropped); None if neither."""
+    whole, growing = folder / "metrics.parquet", folder / "metrics.jsonl"
+    if whole.is_file():
+        try:
+            table = pq.ParquetFile(whole).read(columns=METRIC_COLUMNS, use_threads=False)
+            names = table.column("name").combine_chunks()
+            names = names if pa.types.is_dictionary(names.type) else names.dictionary_encode()
+            env_steps, values = (table.column(name).to_numpy() for name in ("env_steps", "value"))
+            number = names.indices.to_numpy()
+            known = names.dictionary.to_pylist()
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise ResultsError(
+                f"{whole}: not a readable table of metrics ({_first_line(error)}); remove {folder} and run the "
+                "experiment again: the same command makes this run anew and keeps the others"
+            ) from None
+    elif growing.is_file():
+        rows = list(_json_lines(growing, METRIC_COLUMNS))
+        known = list(dict.fromkeys(row["name"] for row in rows))
+        places = {name: place for place, name in enumerate(known)}
+        env_steps = np.array([row["env_steps"] for row in rows], np.int64)
+        values = np.array([row["value"] for row in rows], np.float64)
+        number = np.array([places[row["name"]] for row in rows], np.int64)
+    else:
+        return None
+    return {name: (env_steps[number == place], values[number == place]) for place, name in enumerate(known)}
 
 
 def _is_train(phase: pa.Array) -> np.ndarray:
@@ -196,7 +287,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of a JSON-lines file; a torn last line is dropped, a broken one before it is an error."""
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -204,13 +295,13 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            if not all(name in row for name in COLUMNS):
+            if not all(name in row for name in columns):
                 raise ValueError("a column is missing")
         except ValueError as error:
             if number == len(lines):  # no newline after it: the writer was stopped in the middle
                 return
             raise ResultsError(
-                f"{path}, line {number}: not a row of episodes ({error}); remove {path.parent} and run the "
+                f"{path}, line {number}: not a row of {path.stem} ({error}); remove {path.parent} and run the "
                 "experiment again"
             ) from None
         yield row
@@ -222,8 +313,25 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.relative_to(folder).parts[0].startswith("."))
 
 
-def _read_run(folder: Path) -> tuple[dict[str, Any], np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """(row of the run table, training curve [POINTS], (evaluation env_steps [k], means [k])) of one run."""
+class Wanted(NamedTuple):
+    """What is to be read of every run beside its scores."""
+
+    statistic: str
+    metrics: bool
+    online: int  # training episodes; 0: no such curve
+
+
+class Read(NamedTuple):
+    """One run as read: its row of the run table, and its points of the long tables."""
+
+    row: dict[str, Any]
+    curve: np.ndarray  # training curve [POINTS]
+    evaluations: tuple[np.ndarray, np.ndarray]  # env_steps [k], means [k]
+    metrics: Metrics
+    online: tuple[np.ndarray, np.ndarray]  # number of the episode [k], means [k]
+
+
+def _read_run(folder: Path, wanted: Wanted) -> Read:
     manifest = read_manifest(folder / "manifest.json")
     episodes = read_episodes(folder, int(manifest["steps"]))
     if episodes is None and manifest["status"] == "finished":
@@ -235,12 +343,25 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], np.ndarray, tuple[np.ndarra
         raise ResultsError(
             f"{folder}: its manifest is that of another run; remove the folder and run the experiment again"
         )
+    metrics = None
+    if wanted.metrics or scores.metric_of(wanted.statistic) is not None:
+        metrics = read_metrics(folder)
+        if metrics is None and manifest["status"] == "finished" and manifest.get("schema", 1) > 1:
+            raise ResultsError(
+                f"{folder}: a finished run without metrics.parquet; remove the folder and run the experiment again"
+            )
+    nothing = np.empty(0, np.int64), np.empty(0)
     if episodes is None:
-        nothing = np.empty(0)
-        return row | {"train_episodes": 0}, np.full(POINTS, np.nan), (nothing.astype(np.int64), nothing)
+        return Read(row | {"train_episodes": 0}, np.full(POINTS, np.nan), nothing, {}, nothing)
     row["train_episodes"] = int(episodes.train.sum())
-    row |= {name: statistic(episodes) for name, statistic in STATISTICS.items()}
-    return row, scores.training_curve(episodes), scores.evaluation_curve(episodes)
+    row |= scores.of_run(wanted.statistic, episodes, metrics)
+    return Read(
+        row,
+        scores.training_curve(episodes),
+        scores.evaluation_curve(episodes),
+        {name: scores.thinned(*points) for name, points in (metrics or {}).items()} if wanted.metrics else {},
+        scores.online_curve(episodes, wanted.online) if wanted.online else nothing,
+    )
 
 
 def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -250,12 +371,6 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
     facts["machine"] = " ".join(str(machine[key]) for key in ("cpu", "isa") if key in machine)
     facts["fingerprint"] = fingerprint.get("digest", "")
     return facts
-
-
-def _read_runs(folder: Path) -> list[tuple]:
-    folders = run_folders(folder)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(_read_run, folders))
 
 
 def manifests(folder: Path) -> list[dict[str, Any]]:
@@ -279,13 +394,19 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
 
 def config_of(results: Results, algorithm: str, variant: str) -> dict[str, Any]:
     """The resolved configuration of a setting's runs, from one of their manifests; {} if there is none."""
+    return configs(results, [(algorithm, variant)]).get((algorithm, variant), {})
+
+
+def configs(results: Results, settings: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """(algorithm, variant) -> resolved configuration, of those settings that have runs."""
     if results.shipped:
         every = manifests(results.path)
     else:
-        suffix = algorithm if variant == "default" else f"{algorithm}+{variant}"
-        every = [read_manifest(path) for path in sorted(results.path.glob(f"*/{suffix}/*/manifest.json"))[:1]]
-    mine = (m.get("config") or {} for m in every if (m["algorithm"], m["variant"]) == (algorithm, variant))
-    return next(mine, {})
+        folders = [a if v == "default" else f"{a}+{v}" for a, v in settings]
+        firsts = (sorted(results.path.glob(f"*/{glob.escape(name)}/*/manifest.json"))[:1] for name in folders)
+        every = [read_manifest(path) for some in firsts for path in some]
+    found = {(m["algorithm"], m["variant"]): m.get("config") or {} for m in reversed(every)}
+    return {pair: found[pair] for pair in settings if pair in found}
 
 
 def _read_experiment(folder: Path) -> dict[str, Any]:
@@ -296,11 +417,17 @@ def _read_experiment(folder: Path) -> dict[str, Any]:
     try:
         read = json.loads(path.read_text())
         launched = {key: value for key, value in read.items() if key != "experiment"}
-        return {"name": folder.name} | read.get("experiment", {}) | launched
+        experiment: dict[str, Any] = {"name": folder.name} | read.get("experiment", {}) | launched
+        score = dict(experiment.get("score", {}))
     except (ValueError, AttributeError, TypeError) as error:
         raise ResultsError(
             f"{path}: not readable ({error}); start the experiment again: the same command writes the file anew"
         ) from None
+    if unknown := set(score) - {"statistic", "anchors", "better"}:
+        raise ResultsError(f"{path}, [score]: unknown key {unknown.pop()!r}; it takes statistic, anchors and better")
+    if score.get("better", "higher") not in ("higher", "lower"):
+        raise ResultsError(f"{path}, [score]: better is {score['better']!r}; it is higher or lower")
+    return experiment
 
 
 def _portable(experiment: dict[str, Any]) -> dict[str, Any]:
@@ -315,12 +442,18 @@ def _portable(experiment: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _load_tree(folder: Path, statistic: str | None) -> Results:
+def _load_tree(folder: Path, statistic: str | None, metrics: bool | None) -> Results:
     experiment = _read_experiment(folder)
     statistic = scores.check_statistic(statistic or experiment.get("score", {}).get("statistic", DEFAULT_STATISTIC))
-    read = _read_runs(folder)
-    table = pd.DataFrame([row for row, _, _ in read], columns=[*KEYS, *FACTS, "train_episodes", *STATISTICS])
-    keys = [tuple(row[key] for key in KEYS) for row, _, _ in read]
+    folders = run_folders(folder)
+    asked = asked_figures(str(experiment["name"]), folder, experiment)
+    online = max((int(entry["episodes"]) for entry in asked if entry["kind"] == "episodes"), default=0)
+    wanted = Wanted(statistic, len(folders) <= METRIC_RUNS if metrics is None else metrics, online)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        read = list(pool.map(_read_run, folders, repeat(wanted)))
+    columns = [*KEYS, *FACTS, "train_episodes", *scores.columns_of(statistic)]
+    table = pd.DataFrame([run.row for run in read], columns=columns)
+    keys = [tuple(run.row[key] for key in KEYS) for run in read]
     # planned order first; runs that are there without being planned (fewer seeds asked for later) after it
     order = list(dict.fromkeys([*planned(experiment), *keys]))
     table = table.set_index(KEYS).reindex(pd.MultiIndex.from_tuples(order, names=KEYS)).reset_index()
@@ -329,27 +462,46 @@ def _load_tree(folder: Path, statistic: str | None) -> Results:
     _one_fingerprint(table, folder)
     table["score"] = scores.counted_scores(table, statistic)
     stand_in = dict(zip(table[KEYS].itertuples(index=False, name=None), table["score"], strict=True))
-    return Results(experiment, table, _long_curves(read, stand_in), statistic, folder, shipped=False)
+    return Results(
+        experiment,
+        table,
+        _long_curves(read, stand_in),
+        statistic,
+        folder,
+        shipped=False,
+        metrics=_long([(run.row, (at, name, x)) for run in read for name, (at, x) in run.metrics.items()], "metrics"),
+        online=_long([(run.row, run.online) for run in read], "online"),
+    )
 
 
-def _long_curves(read: list[tuple], stand_in: dict[tuple, float]) -> pd.DataFrame:
+def _long_curves(read: Sequence[Read], stand_in: dict[tuple, float]) -> pd.DataFrame:
     """All curves in one long table, see `Results.curves`; stand_in: key -> score, for failed runs without episodes."""
-    parts: list[tuple[dict[str, Any], str, np.ndarray, np.ndarray]] = []
-    for row, values, (where, evaluations) in read:
-        if row["status"] in ("failed", "diverged"):
-            values = hold(values, stand_in[tuple(row[key] for key in KEYS)])
+    parts: list[tuple[dict[str, Any], tuple]] = []
+    for run in read:
+        values = run.curve
+        if run.row["status"] in ("failed", "diverged"):
+            values = hold(values, stand_in[tuple(run.row[key] for key in KEYS)])
         if np.isfinite(values).any():
-            parts.append((row, "train", scores.grid(int(row["steps"])), values))
-        if len(where):
-            parts.append((row, "eval", where, evaluations))
-    counts = [len(where) for _, _, where, _ in parts]
-    columns: dict[str, Any] = {
-        key: np.repeat(np.array([row[key] for row, *_ in parts], dtype=object), counts) for key in KEYS
+            parts.append((run.row, ("train", scores.grid(int(run.row["steps"])), values)))
+        if len(run.evaluations[0]):
+            parts.append((run.row, ("eval", *run.evaluations)))
+    return _long(parts, "curves")
+
+
+def _long(parts: Sequence[tuple[dict[str, Any], tuple]], name: str) -> pd.DataFrame:
+    """A table of `LONG` from (row with KEYS, its columns: arrays, or text for all points; the last is an array)."""
+    counts = [len(columns[-1]) for _, columns in parts]
+    table: dict[str, Any] = {
+        key: np.repeat(np.array([row[key] for row, _ in parts], dtype=object), counts) for key in KEYS
     }
-    columns["phase"] = np.repeat(np.array([phase for _, phase, _, _ in parts], dtype=object), counts)
-    columns["env_steps"] = np.concatenate([where for *_, where, _ in parts]) if parts else np.empty(0, np.int64)
-    columns["value"] = np.concatenate([values for *_, values in parts]) if parts else np.empty(0)
-    return pd.DataFrame(columns).astype({"seed": np.int64})
+    for place, column in enumerate(LONG[name]):
+        values = [columns[place] for _, columns in parts]
+        if column in ("phase", "name"):
+            table[column] = np.repeat(np.array(values, dtype=object), counts)
+        else:
+            kind = np.float64 if column == "value" else np.int64
+            table[column] = np.concatenate([np.empty(0, kind), *values])
+    return pd.DataFrame(table).astype({"seed": np.int64})
 
 
 def hold(values: np.ndarray, otherwise: float) -> np.ndarray:
@@ -387,14 +539,15 @@ def _load_reference(folder: Path, statistic: str | None) -> Results:
         facts = pd.DataFrame([_facts(manifest) for manifest in manifests(folder)], columns=[*KEYS, *FACTS])
         table = table.merge(facts.drop(columns=["status", "env_steps"]), on=KEYS, how="left", validate="1:1")
         table["score"] = scores.counted_scores(table, statistic)
-        curves_path = folder / "curves.csv.gz"
-        curves = pd.read_csv(curves_path) if curves_path.is_file() else _long_curves([], {})
+        texts = dict.fromkeys([*KEYS[:3], "phase", "name"], str)
+        paths = {name: folder / f"{name}.csv.gz" for name in LONG}
+        long = {n: pd.read_csv(at, dtype=texts) if at.is_file() else _long([], n) for n, at in paths.items()}
     except (ValueError, OSError, EOFError, pd.errors.ParserError) as error:
         raise ResultsError(
             f"{path}: not a readable reference table ({_first_line(error)}); restore the folder from the repository "
             "or ship the runs again"
         ) from None
-    return Results(experiment, table, curves, statistic, folder, shipped=True)
+    return Results(experiment, table, statistic=statistic, path=folder, shipped=True, **long)
 
 
 def ship(run_tree: Path, reference: Path, partial: bool = False) -> Path:
@@ -404,12 +557,13 @@ def ship(run_tree: Path, reference: Path, partial: bool = False) -> Path:
     ResultsError if a run is still running or missing, for what is shipped is complete, unless `partial`: then such runs
     are listed as missing. ResultsError, too, if the two have different settings, budgets or fingerprints.
     """
-    results = load(run_tree)
+    results = load(run_tree, metrics=True)
     if results.shipped:
         raise ResultsError(f"{run_tree} is a reference folder already; ship takes the run tree")
-    table, curves, every = results.runs, results.curves, manifests(run_tree)
+    table, every = results.runs, manifests(run_tree)
+    long = {name: getattr(results, name) for name in LONG}
     if (reference / "scores.csv").is_file():
-        table, curves, every = _joined(load(reference), table, curves, every)
+        table, long, every = _joined(load(reference, results.statistic), table, long, every)
     waiting = table["status"].isin(["running", "missing"])
     if waiting.any() and not partial:
         first = table[waiting].iloc[0]
@@ -419,18 +573,19 @@ def ship(run_tree: Path, reference: Path, partial: bool = False) -> Path:
             "command, then ship, or ship --partial what there is"
         )
     table = table.assign(status=table["status"].mask(waiting, "missing"), statistic=results.statistic)
-    table.loc[waiting, ["score", *STATISTICS]] = np.nan
+    statistics = scores.columns_of(results.statistic)
+    table.loc[waiting, ["score", *statistics]] = np.nan
     over = set(table.loc[~waiting, KEYS].itertuples(index=False, name=None))
-    curves = curves[[key in over for key in curves[KEYS].itertuples(index=False, name=None)]]
     every = [manifest for manifest in every if tuple(manifest[key] for key in KEYS) in over]
 
     reference.mkdir(parents=True, exist_ok=True)
-    columns = [*KEYS, "env_steps", "score", "status", "statistic", "train_episodes", *STATISTICS]
+    columns = [*KEYS, "env_steps", "score", "status", "statistic", "train_episodes", *statistics]
     _write(reference / "scores.csv", lambda path: table[columns].to_csv(path, index=False, float_format="%.10g"))
-    _write(
-        reference / "curves.csv.gz",
-        lambda path: curves.to_csv(path, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0}),
-    )
+    packed: dict[str, Any] = {"float_format": "%.6g", "compression": {"method": "gzip", "mtime": 0}}
+    for name, points in long.items():
+        points = points[_of(points, over)]
+        if len(points) or name == "curves":
+            _write(reference / f"{name}.csv.gz", lambda path, points=points: points.to_csv(path, index=False, **packed))
     _write(reference / "manifests.jsonl", lambda path: path.write_text("\n".join(_compact(every)) + "\n"))
     described = json.dumps(_portable(results.experiment), indent=1) + "\n"
     _write(reference / "experiment.json", lambda path: path.write_text(described))
@@ -441,13 +596,18 @@ def ship(run_tree: Path, reference: Path, partial: bool = False) -> Path:
     return reference
 
 
+def _of(table: pd.DataFrame, keys: set[tuple]) -> list[bool]:
+    """Which rows belong to the runs with these keys."""
+    return [key in keys for key in table[KEYS].itertuples(index=False, name=None)]
+
+
 def _joined(
-    old: Results, table: pd.DataFrame, curves: pd.DataFrame, every: list[dict[str, Any]]
-) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
+    old: Results, table: pd.DataFrame, long: dict[str, pd.DataFrame], every: list[dict[str, Any]]
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], list[dict[str, Any]]]:
     """The tree's runs, and those that only the reference folder has."""
     over = table[~table["status"].isin(["running", "missing"])]
     mine = set(over[KEYS].itertuples(index=False, name=None))
-    kept = old.runs[[key not in mine for key in old.runs[KEYS].itertuples(index=False, name=None)]]
+    kept = old.runs[~np.array(_of(old.runs, mine), bool)]
     kept = kept[kept["status"] != "missing"]
     theirs = set(kept[KEYS].itertuples(index=False, name=None))
     both = pd.concat([over, kept])
@@ -458,12 +618,14 @@ def _joined(
                 f"{old.path}: {'/'.join(mixed.idxmax())} was shipped with another {column}; move that folder away, "
                 "or run with the settings that it names"
             )
-    rest = table[[key not in theirs for key in table[KEYS].itertuples(index=False, name=None)]]
+    rest = table[~np.array(_of(table, theirs), bool)]
     joined = pd.concat([rest, kept[rest.columns]]).sort_values(KEYS, ignore_index=True)
     _one_fingerprint(joined, old.path)
-    shown = [key in theirs for key in old.curves[KEYS].itertuples(index=False, name=None)]
+    for name in LONG:
+        before = getattr(old, name)
+        long[name] = pd.concat([long[name], before[_of(before, theirs)]], ignore_index=True)
     others = [manifest for manifest in manifests(old.path) if tuple(manifest[key] for key in KEYS) in theirs]
-    return joined, pd.concat([curves, old.curves[shown]], ignore_index=True), every + others
+    return joined, long, every + others
 
 
 def _write(path: Path, write: Any) -> None:

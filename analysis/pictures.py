@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import figures, scores, statistics, verify
+from analysis import figures, load, scores, statistics, verify
 from analysis.load import Results
 from analysis.scores import KEYS
 from analysis.statistics import Interval
-from analysis.tables import AGGREGATES, REPS, Study, Table, caption, mean_interval, number, slug, span
+from analysis.tables import AGGREGATES, REPS, Study, Table, caption, mean_interval, number, slug, span, unit
 
 SYMBOLS = {"epsilon": "ε", "d_targ": "$d_{targ}$", "beta": "β"}  # of ppo_table1.csv
 DECIDES = (
@@ -27,6 +27,8 @@ BOTH = (
 BAND = f"95 % stratified bootstrap interval over runs ({REPS:,} draws)"
 CURVE_REPS = 500  # draws for the IQM of curves, which costs the most
 CURVE = "mean return of the last 100 training episodes"
+MEAN = "95 % bootstrap interval of that mean"
+MANY = 40  # settings; no figure can name more of them and be read
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,18 @@ class Picture:
     title: str
     caption: str
     svg: Path
+    section: str = ""  # `asked` by the experiment's file, or `metrics`
 
 
 def draw(this: Study, headline: Table, found: Sequence[verify.Verdict], folder: Path) -> list[Picture]:
     """Writes every figure for which there is data, in the order of the page."""
     made: list[Picture] = []
 
-    def add(name: str, title: str, text: str, plot: Callable[..., Any], table: pd.DataFrame, **more: Any) -> None:
+    def add(
+        name: str, title: str, text: str, plot: Callable[..., Any], table: pd.DataFrame, section: str = "", **more: Any
+    ) -> None:
         paths = figures.save(plot(table, caption=text, title=title, **more), folder, name)
-        made.append(Picture(name, title, text, paths["svg"]))
+        made.append(Picture(name, title, text, paths["svg"], section))
 
     for name in dict.fromkeys(one.table for one in found):
         rows = published_rows([one for one in found if one.table == name])
@@ -60,10 +65,21 @@ def draw(this: Study, headline: Table, found: Sequence[verify.Verdict], folder: 
             text = caption(this, DECIDES, normalized=False)
             add(f"published-{slug(name)}", f"Ours beside published: {name}", text, figures.published, rows, **more)
 
+    for asked in asked_pictures(this):
+        add(section="asked", **asked)
+    if len(this.labels) > MANY:
+        return made
+
+    for name, rows in metric_rows(this).items():
+        about = f"Line: mean over {span(rows['n'])} seeds that finished; band: {MEAN}."
+        text = caption(this, about, normalized=False)
+        more = {"order": this.order, "ylabel": name, "section": "metrics"}
+        add(f"metric-{slug(name)}", name, text, figures.learning_curves, rows, **more)
+
     curves = whole_curves(this.results)
     rows = curve_rows(this, curves)
     if len(rows):
-        about = f"Line: mean over {span(rows['n'])} seeds of the {CURVE}; band: 95 % bootstrap interval of that mean."
+        about = f"Line: mean over {span(rows['n'])} seeds of the {CURVE}; band: {MEAN}."
         text = caption(this, about, normalized=False)
         add("curves", "Learning curves", text, figures.learning_curves, rows, order=this.order)
 
@@ -75,10 +91,12 @@ def draw(this: Study, headline: Table, found: Sequence[verify.Verdict], folder: 
         add("runs", "Every run's score", text, figures.runs, table, means=mean_rows(table), order=this.order)
 
     raw = {name: scores.score_matrix(this.results.runs, *pair, this.tasks) for pair, name in this.labels.items()}
-    whole = {name: matrix.scores for name, matrix in raw.items() if matrix.scores.size}
+    sign = -1.0 if this.results.lower_is_better else 1.0
+    whole = {name: sign * matrix.scores for name, matrix in raw.items() if matrix.scores.size}  # higher is better
     if len(whole) > 1:
         best = baseline(this, whole)
-        about = f"Chance that a run of {best} scores above one of the other on a task, mean over tasks; bar: {BAND}."
+        side = "below" if this.results.lower_is_better else "above"
+        about = f"Chance that a run of {best} scores {side} one of the other on a task, mean over tasks; bar: {BAND}."
         text = caption(this, about, normalized=False)
         add("improvement", "Probability of improvement", text, figures.improvement, improvement_rows(best, whole))
 
@@ -133,6 +151,92 @@ def curve_rows(this: Study, curves: pd.DataFrame) -> pd.DataFrame:
             keys = {"task": task, "label": this.labels[algorithm, variant], "env_steps": wide.columns, "n": len(wide)}
             parts.append(band(mean_interval(wide.to_numpy(float)), **keys))
     return stacked(parts)
+
+
+def asked_pictures(this: Study) -> list[dict[str, Any]]:
+    """What the experiment's file asks for (`load.asked_figures`), as far as there is data: the arguments of `add`."""
+    results = this.results
+    makers = {"episodes": episodes_picture, "sweep": sweep_picture, "difference": difference_picture}
+    found = []
+    for number_, entry in enumerate(load.asked_figures(results.name, results.path, results.experiment), start=1):
+        made = makers[entry["kind"]](this, entry)
+        if len(made["table"]):
+            found.append(made | {"name": f"asked-{number_}", "title": entry.get("title", made["title"])})
+    return found
+
+
+def episodes_picture(this: Study, entry: dict[str, Any]) -> dict[str, Any]:
+    """The online return by number of episode."""
+    online = this.results.online
+    rows = mean_lines(this, online[online["episode"] <= entry["episodes"]], "episode")
+    part = round(entry["episodes"] / min(scores.POINTS, entry["episodes"]))
+    about = f"Each point: mean return of {part} training episodes, over {span(rows.get('n', []))} seeds; band: {MEAN}."
+    return {
+        "title": "Return while learning", "text": caption(this, about, normalized=False), "table": rows,
+        "plot": figures.learning_curves, "order": this.order, "x": "episode",
+    }  # fmt: skip
+
+
+def difference_picture(this: Study, entry: dict[str, Any]) -> dict[str, Any]:
+    """One metric minus another."""
+    first, second = entry["of"]
+    rows = mean_lines(this, difference(this.results, first, second), "env_steps")
+    about = f"Line: mean over {span(rows.get('n', []))} seeds of {first} minus {second}; band: {MEAN}."
+    return {
+        "title": f"{first} minus {second}", "text": caption(this, about, normalized=False), "table": rows,
+        "plot": figures.learning_curves, "order": this.order, "ylabel": "difference", "zero": True,
+    }  # fmt: skip
+
+
+def sweep_picture(this: Study, entry: dict[str, Any]) -> dict[str, Any]:
+    """The score over one setting, a line per value of another."""
+    results, x, lines = this.results, entry["x"], entry["lines"]
+    configs = load.configs(results, list(this.labels))
+    parts = []
+    for (task, *pair), group in this.scored.groupby(KEYS[:3], sort=False):
+        config = configs.get((pair[0], pair[1]), {})
+        if x in config and lines in config:
+            interval = mean_interval(group["score"].to_numpy(float))
+            parts.append({"task": task, "line": config[lines], "x": config[x], **interval._asdict(), "n": len(group)})
+    rows = pd.DataFrame(parts).rename(columns={"point": "estimate"})
+    about = f"Line: mean over {span(rows.get('n', []))} seeds; band: {MEAN}; dot: the best {x} of each {lines}."
+    return {
+        "title": f"{results.statistic} over {x}", "text": caption(this, about, normalized=False), "table": rows,
+        "plot": figures.sweep, "xlabel": x, "legend": lines, "lower_is_better": results.lower_is_better,
+        "ylabel": scores.metric_of(results.statistic) or f"mean {unit(results)}",
+    }  # fmt: skip
+
+
+def difference(results: Results, first: str, second: str) -> pd.DataFrame:
+    """KEYS, env_steps, value: one metric minus another, where a run wrote both down."""
+    metrics = results.metrics
+    wide = [metrics[metrics["name"] == name].set_index([*KEYS, "env_steps"])["value"] for name in (first, second)]
+    return (wide[0] - wide[1]).dropna().rename("value").reset_index()
+
+
+def mean_lines(this: Study, points: pd.DataFrame, x: str) -> pd.DataFrame:
+    """task, label, x, estimate, low, high, n: points (KEYS, x, value) over the seeds, where all of a setting have one.
+
+    Of the runs that finished; of those under way where none has.
+    """
+    finished = this.results.runs[this.results.runs["status"] == "finished"]
+    is_done = pd.MultiIndex.from_frame(points[KEYS]).isin(pd.MultiIndex.from_frame(finished[KEYS]))
+    points = points.assign(done=is_done, value=points["value"].where(np.isfinite(points["value"])))
+    parts = []
+    for (task, algorithm, variant), group in points.groupby(KEYS[:3], sort=False):
+        group = group[group["done"]] if group["done"].any() else group
+        wide = group.pivot(index="seed", columns=x, values="value").dropna(axis=1)
+        if wide.size:
+            keys = {"task": task, "label": this.labels[algorithm, variant], x: wide.columns, "n": len(wide)}
+            parts.append(band(mean_interval(wide.to_numpy(float)), **keys))
+    return stacked(parts)
+
+
+def metric_rows(this: Study) -> dict[str, pd.DataFrame]:
+    """metric -> its `mean_lines`, by name, for those that have any."""
+    metrics = this.results.metrics
+    found = {str(name): mean_lines(this, some, "env_steps") for name, some in metrics.groupby("name")}
+    return {name: rows for name, rows in found.items() if len(rows)}
 
 
 def efficiency_rows(this: Study, curves: pd.DataFrame) -> pd.DataFrame:

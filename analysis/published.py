@@ -28,14 +28,13 @@ NOT COMPARABLE. No bridge leads from one environment family to another (HalfChee
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass, fields
 from typing import Any
 
 import pandas as pd
 
 from analysis import load, scores
-from analysis.load import EXPERIMENTS, Results, ResultsError
+from analysis.load import Results, ResultsError
 from analysis.rule import Published
 
 # how a table words its metric -> (statistic, evaluation)
@@ -55,7 +54,6 @@ PER_SEED: dict[str, dict[str, Any]] = {
         "statistic": "final_100_training_episodes", "evaluation": "training",
     },
 }  # fmt: skip
-EVALUATION = {"final_100_training_episodes": "training", "area_under_curve": "training"}  # of ours; else deterministic
 KEYS = {
     "table",
     "where",
@@ -86,15 +84,7 @@ class Protocol:
 
 def entries(results: Results) -> list[dict[str, Any]]:
     """The `[[published]]` entries: of the experiment's file, else of what was stored with the results. Checked."""
-    stored: dict[str, Any] = results.experiment
-    for path in (EXPERIMENTS / f"{results.name}.toml", results.path / "experiment.toml"):
-        if path.is_file():
-            try:
-                stored = tomllib.loads(path.read_text())
-            except ValueError as error:
-                raise ResultsError(f"{path}: not valid TOML ({error})") from None
-            break
-    found = stored.get("published", [])
+    found = load.contents(results.name, results.path, results.experiment).get("published", [])
     found = found if isinstance(found, list) else [found]
     for entry in found:
         unknown = set(entry) - KEYS

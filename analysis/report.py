@@ -185,6 +185,8 @@ def compose(this: Study, out_dir: Path, command: str | None = None) -> tuple[Pat
         dropped=dropped,
         tables=parts,
         pictures={picture.name: picture for picture in drawn},
+        asked=[picture for picture in drawn if picture.section == "asked"],
+        metrics=[picture for picture in drawn if picture.section == "metrics"],
         protocol=protocol(this),
         provenance=provenance(results, manifests),
         shipped=results.shipped,

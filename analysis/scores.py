@@ -8,6 +8,7 @@ source; `best_anchors` alone takes them from the compared runs, because that is 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ REFERENCE = ROOT / "results" / "reference"
 KEYS = ["task", "algorithm", "variant", "seed"]  # of every result row
 WINDOW = 100  # training episodes in a score, PPO paper section 6.1
 POINTS = 50  # points of the common grid of env_steps
+THIN = 100  # rows kept of each metric of a run
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Episodes:
     episode_length: np.ndarray
     train: np.ndarray
     steps: int
+
+
+Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
+"""One run's metrics: name -> (env_steps int64 [k], values float64 [k]), in order."""
 
 
 # ---- statistics of one run -----------------------------------------------------------------------------------------
@@ -87,12 +93,65 @@ STATISTICS: dict[str, Callable[[Episodes], float]] = {
 }
 
 
+FIRST = re.compile(r"first_([1-9]\d*)_training_episodes")
+METRIC = "final_metric:"
+
+
+def first_training_episodes(episodes: Episodes, count: int) -> float:
+    """Mean raw return of the first `count` training episodes: what learning itself earns; NaN if fewer finished."""
+    returns = episodes.episode_return[episodes.train][:count]
+    return float(returns.mean()) if len(returns) == count else float("nan")
+
+
+def metric_of(statistic: str) -> str | None:
+    """The metric whose last value is the score, `final_metric:<name>`; None for a statistic of episodes.
+
+    Such a score is no return: no random policy's score is its 0, and it is not normalized.
+    """
+    return statistic.removeprefix(METRIC) if statistic.startswith(METRIC) else None
+
+
+def columns_of(statistic: str) -> list[str]:
+    """The columns of the run table that hold statistics: the usual ones, and this one."""
+    return list(dict.fromkeys([*STATISTICS, statistic]))
+
+
+def of_run(statistic: str, episodes: Episodes, metrics: Metrics | None) -> dict[str, float]:
+    """column of `columns_of` -> value, of one run; a metric that the run did not write down is NaN."""
+    found = {name: function(episodes) for name, function in STATISTICS.items()}
+    if first := FIRST.fullmatch(statistic):
+        found[statistic] = first_training_episodes(episodes, int(first[1]))
+    elif (name := metric_of(statistic)) is not None:
+        values = metrics[name][1] if metrics and name in metrics else np.empty(0)
+        found[statistic] = float(values[-1]) if len(values) else float("nan")
+    return found
+
+
+def meaning(statistic: str) -> str:
+    """What a statistic is, in words."""
+    if first := FIRST.fullmatch(statistic):
+        return f"mean raw return of the first {int(first[1]):,} training episodes"
+    if (name := metric_of(statistic)) is not None:
+        return f"last value of the metric {name}"
+    text = (STATISTICS[statistic].__doc__ or "").strip().split("\n")[0].rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def evaluation_of(statistic: str) -> str:
+    """Which episodes a statistic is about: training, or deterministic ones; "" for a metric."""
+    if metric_of(statistic) is not None:
+        return ""
+    learning = statistic in ("final_100_training_episodes", "area_under_curve") or FIRST.fullmatch(statistic)
+    return "training" if learning else "deterministic"
+
+
 def check_statistic(name: str) -> str:
     """The name itself; ValueError with the near names if no statistic is called so."""
-    if name not in STATISTICS:
-        near = difflib.get_close_matches(name, STATISTICS, n=3, cutoff=0.4) or sorted(STATISTICS)
-        raise ValueError(f"unknown score statistic {name!r}; did you mean {', '.join(near)}?")
-    return name
+    if name in STATISTICS or FIRST.fullmatch(name) or metric_of(name):
+        return name
+    known = [*STATISTICS, "first_500_training_episodes", f"{METRIC}<name>"]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
+    raise ValueError(f"unknown score statistic {name!r}; did you mean {', '.join(near)}?")
 
 
 # ---- curves of one run ---------------------------------------------------------------------------------------------
@@ -131,6 +190,29 @@ def evaluation_curve(episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
     return where, np.add.reduceat(returns, first) / counts
 
 
+def online_curve(episodes: Episodes, count: int, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """(number of the episode int64 [k], mean return float64 [k]) of the first `count` training episodes, in k parts.
+
+    Each point is the mean of the episodes after the point before it; parts that have not finished are left out.
+    """
+    edges = np.rint(count * np.arange(min(points, count) + 1) / min(points, count)).astype(np.int64)
+    returns = episodes.episode_return[episodes.train]
+    edges = edges[edges <= len(returns)]
+    if len(edges) < 2:
+        return edges[:0], np.empty(0)
+    sums = np.add.reduceat(returns[: edges[-1]], edges[:-1])
+    return edges[1:], sums / np.diff(edges)
+
+
+def thinned(env_steps: np.ndarray, values: np.ndarray, most: int = THIN) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many points of a metric, evenly chosen, the last one among them."""
+    count = len(values)
+    if count <= most:
+        return env_steps, values
+    kept = np.arange(1, most + 1) * count // most - 1
+    return env_steps[kept], values[kept]
+
+
 def max_over_evaluations_of_mean_curve(curves: np.ndarray) -> float:
     """TD3's statistic: the maximum over time of the mean over seeds, curves [n, C] -> scalar. Optimistic by design."""
     return float(np.nanmax(np.mean(curves, axis=0)))
@@ -152,11 +234,11 @@ def counted_scores(runs: pd.DataFrame, statistic: str, random: dict[str, float] 
     """The score of each row of the run table by the named statistic: what counts as data.
 
     finished: its statistic. failed, diverged: its statistic, or the random policy's score if it finished no episode;
-    never dropped. running, missing: NaN, and listed by `left_out`.
+    never dropped. running, missing: NaN, and listed by `left_out`. For a metric nothing stands in.
     """
     values = runs[check_statistic(statistic)].astype(float)
     broken = runs["status"].isin(["failed", "diverged"]) & ~np.isfinite(values)
-    if broken.any():
+    if broken.any() and metric_of(statistic) is None:
         if random is None:
             random = random_scores() if (REFERENCE / "random_policy.csv").is_file() else {}
         values = values.where(~broken, runs["task"].map(random).astype(float))

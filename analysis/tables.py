@@ -119,9 +119,12 @@ def study(results: Results) -> Study:
     have = scored.groupby("task")[["algorithm", "variant"]].apply(lambda rows: len(rows.drop_duplicates()))
     made.tasks = [task for task in results.tasks if len(scored) and have.get(task, 0) == len(made.labels)]
     wanted = (results.experiment.get("score") or {}).get("anchors")
+    metric = scores.metric_of(results.statistic)
     try:
         if not made.tasks:
             made.raw = "no task has a score from every setting yet"
+        elif metric is not None:
+            made.raw = f"{metric} is no return, so that neither the random policy nor a best result anchors it"
         elif len(results.tasks) == 1:
             made.raw = "with a single task, returns say it all"
         elif wanted and wanted not in scores.READINGS:
@@ -160,8 +163,13 @@ def steps_phrase(results: Results) -> str:
 
 def statistic_phrase(results: Results) -> str:
     """The statistic's name and its meaning."""
-    meaning = (scores.STATISTICS[results.statistic].__doc__ or "").strip().split("\n")[0].rstrip(".")
-    return f"{results.statistic} ({meaning[:1].lower()}{meaning[1:]})"
+    better = "; lower is better" if results.lower_is_better else ""
+    return f"{results.statistic} ({scores.meaning(results.statistic)}{better})"
+
+
+def unit(results: Results) -> str:
+    """What the score of a run is, in a word for headings: a return, unless it is a metric's value."""
+    return "return" if scores.metric_of(results.statistic) is None else "score"
 
 
 def caption(this: Study, about: str, normalized: bool = True) -> str:
@@ -223,7 +231,8 @@ def task_table(this: Study) -> Table:
             line[task] = spanned(*interval)
         cells.append(line)
     n = span(len(values) for values in groups.values())
-    note = f"Mean raw episode return, {n} runs per cell; statistic {this.results.statistic}. In brackets: {INTERVAL}."
+    mean = "Mean raw episode return" if scores.metric_of(this.results.statistic) is None else "Mean"
+    note = f"{mean}, {n} runs per cell; statistic {statistic_phrase(this.results)}. In brackets: {INTERVAL}."
     return Table("tasks", "Scores by task", pd.DataFrame(rows), pd.DataFrame(cells), note)
 
 
@@ -238,11 +247,13 @@ def single_task_table(this: Study) -> Table:
         for key, of in (("IQM", lambda x: statistics.iqm(x[:, None])), ("lowest", np.min), ("highest", np.max)):
             row[key] = float(of(values)) if len(values) else np.nan
         rows.append(row)
-        shown = {"mean return": spanned(row["mean"], row["low"], row["high"])}
+        shown = {f"mean {unit(this.results)}": spanned(row["mean"], row["low"], row["high"])}
         shown |= {key: number(row[key]) for key in ("IQM", "lowest", "highest")}
         cells.append({"setting": name, "seeds": str(len(values))} | shown)
-    note = f"Raw episode returns; statistic {this.results.statistic}. In brackets: {INTERVAL}."
-    return Table("headline", f"Returns on {this.results.tasks[0]}", pd.DataFrame(rows), pd.DataFrame(cells), note)
+    raw = "Raw episode returns; statistic" if scores.metric_of(this.results.statistic) is None else "Statistic"
+    note = f"{raw} {statistic_phrase(this.results)}. In brackets: {INTERVAL}."
+    title = f"{unit(this.results).capitalize()}s on {this.results.tasks[0]}"
+    return Table("headline", title, pd.DataFrame(rows), pd.DataFrame(cells), note)
 
 
 def mean_interval(values: np.ndarray) -> Interval:
@@ -360,9 +371,8 @@ def trouble_table(this: Study) -> Table:
             ),
         }
     )
-    note = (
-        "Failed and diverged runs count with the score they reached, or the random policy's; the others have none yet."
-    )
+    stand_in = ", or the random policy's" if scores.metric_of(this.results.statistic) is None else ", if any"
+    note = f"Failed and diverged runs count with the score they reached{stand_in}; the others have none yet."
     return Table("unfinished", "Runs that did not finish", data, shown, note)
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from analysis import load, ranking, rule, scores
 from analysis.load import Results, ResultsError
-from analysis.published import EVALUATION, Protocol, entries, family, gate, published_table, theirs, truncation_rule
+from analysis.published import Protocol, entries, family, gate, published_table, theirs, truncation_rule
 from analysis.rule import BETTER, INCONCLUSIVE, NOT_COMPARABLE, REPRODUCED, WORSE, Verdict
 
 __all__ = ["Verdict", "main", "verdicts"]
@@ -83,7 +83,7 @@ def _judge_environment(
         return Verdict(verdict=NOT_COMPARABLE, note="; ".join(reasons), **shown)
     published, protocol = known
     ours = Protocol(
-        statistic, int(runs["steps"].iloc[0]), EVALUATION.get(statistic, "deterministic"), task,
+        statistic, int(runs["steps"].iloc[0]), scores.evaluation_of(statistic), task,
         truncation_rule(results, algorithm, variant),
     )  # fmt: skip
     blocked = gate(protocol, ours, bridge)
@@ -125,7 +125,7 @@ def _judge_ranking(
         first = runs.iloc[0]
         printed = Protocol("final_100_training_episodes", int(published["steps"].iloc[0]), "training",
                            "the seven tasks -v1", entry.get("truncation", ""))  # fmt: skip
-        ours = Protocol(results.statistic, int(first["steps"]), EVALUATION.get(results.statistic, "deterministic"),
+        ours = Protocol(results.statistic, int(first["steps"]), scores.evaluation_of(results.statistic),
                         "the seven tasks -v5", truncation_rule(results, algorithm, first["variant"]))  # fmt: skip
         blocked = gate(printed, ours, bridge)
         if blocked:

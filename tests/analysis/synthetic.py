@@ -80,6 +80,46 @@ def write_run(root: Path, values: dict, table: pa.Table | None) -> Path:
     return folder
 
 
+def write_metrics(folder: Path, values: dict[str, tuple[Sequence[int], Sequence[float]]]) -> None:
+    """Metrics of a run, name -> (env_steps, values), as bench writes them: in order of env_steps."""
+    rows = [(at, name, float(x)) for name, pairs in values.items() for at, x in zip(*pairs, strict=True)]
+    rows.sort(key=lambda row: row[0])
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
+    schema = pa.schema([("env_steps", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
+    pq.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema), folder / "metrics.parquet")
+
+
+def write_experiment(root: Path, name: str, **contents) -> Path:
+    """The folder of an experiment with its experiment.json; its runs are those that are there."""
+    (root / name).mkdir(parents=True, exist_ok=True)
+    (root / name / "experiment.json").write_text(json.dumps({"name": name, "title": name, **contents}))
+    return root / name
+
+
+def one_run(
+    folder: Path, task: str, algorithm: str, variant: str, seed: int, *, steps: int = 1000,
+    returns: Sequence[float] = (0.0,), evaluations: dict[int, float] | None = None,
+    metrics: dict[str, tuple[Sequence[int], Sequence[float]]] | None = None, **more,
+) -> Path:  # fmt: skip
+    """A run of a made-up experiment: training returns one after the other, evaluations env_steps -> return, metrics."""
+    rows = [(round(steps * (i + 1) / len(returns)), float(x), "train") for i, x in enumerate(returns)]
+    rows += [(at, float(x), "eval") for at, x in (evaluations or {}).items()]
+    rows.sort(key=lambda row: row[0])
+    table = pa.table(
+        {
+            "env_steps": [row[0] for row in rows],
+            "episode_return": [row[1] for row in rows],
+            "episode_length": [max(1, steps // len(returns))] * len(rows),
+            "phase": [row[2] for row in rows],
+            "wall_seconds": [0.0] * len(rows),
+        }
+    )
+    more = {"algorithm": algorithm, "schema": 2, "metrics_period": 5, **more}
+    place = write_run(folder.parent, manifest(folder.name, task, variant, seed, steps, **more), table)
+    write_metrics(place, metrics or {})
+    return place
+
+
 def make_tree(
     root: Path,
     experiment: str = "ppo_table1",

@@ -38,6 +38,7 @@ def compared(labels: list[str]) -> pd.DataFrame:
 
 DRAWN: list[Callable[[list[str]], Figure]] = [
     lambda labels: figures.learning_curves(lines(labels, "env_steps", ["A-v1", "LongNamedTask-v5"]), CAPTION),
+    lambda labels: figures.learning_curves(lines(labels, "episode", ["A-v1"]), CAPTION, x="episode", zero=True),
     lambda labels: figures.intervals(pd.concat([banded(label=labels, metric=m) for m in ("mean", "IQM")]), CAPTION),
     lambda labels: figures.runs(
         compared(labels).assign(task="A-v1", score=0.2), banded(task="A-v1", label=labels), CAPTION
@@ -60,6 +61,25 @@ def test_every_figure_says_what_it_shows(draw, labels):
     assert CAPTION in words
     for label in labels:
         assert label in words
+
+
+def swept(sign: float) -> pd.DataFrame:
+    """Errors (times `sign`) over alpha of three n in two tasks, one of them far off."""
+    rows = [
+        {"task": task, "line": n, "x": alpha, "estimate": sign * (0.3 + (alpha * n - 0.8) ** 2)}
+        for task in ("A-v0", "B-v0") for n in (1.0, 2.0, 40.0) for alpha in (0.1, 0.4, 0.8)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).eval("low = estimate - 0.01\nhigh = estimate + 0.01")
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_sweep_shows_where_the_best_are(sign: float):
+    figure = figures.sweep(swept(sign), CAPTION, "title", "alpha", "error", "n", lower_is_better=sign > 0)
+    words = " ".join(text.get_text().replace("\n", " ") for text in figure.findobj(matplotlib.text.Text))
+    assert CAPTION in words and all(name in words for name in ("n = 1", "n = 2", "n = 40", "alpha", "error", "B-v0"))
+    low, high = figure.axes[0].get_ylim()
+    assert low < sign * 0.3 < high and not low < sign * 900 < high
+    assert figures.sweep(swept(1.0).head(3), CAPTION, "t", "alpha", "error", "n", True).axes[0].get_xlabel() == "alpha"
 
 
 def test_saved_as_png_and_svg_twice_the_same(tmp_path):

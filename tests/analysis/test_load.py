@@ -6,11 +6,12 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import make_tree, manifest
+from synthetic import make_tree, manifest, one_run, write_experiment
 
 from analysis import load, scores
 from analysis.load import ResultsError
@@ -94,6 +95,120 @@ def test_torn_last_line_is_dropped_and_a_broken_one_before_it_is_not(tmp_path: P
     path.write_text("")
     empty = load.read_episodes(tmp_path, 100)
     assert empty is not None and np.isnan(scores.final_100_training_episodes(empty))
+
+
+AT = list(range(5, 1001, 5))  # 200 rows
+
+
+def metric_tree(root: Path, seeds: int = 2, **experiment: Any) -> Path:
+    """Runs of two algorithms with two metrics, one of them nan at first."""
+    folder = write_experiment(root, "m", **experiment)
+    for algorithm in ("a", "b"):
+        for seed in range(seeds):
+            loss = np.sin(np.arange(200.0)) + seed
+            error = np.where(np.array(AT) < 500, np.nan, 0.5 + seed)
+            returns = np.arange(40.0) + (10 if algorithm == "a" else 0)
+            metrics = {"loss": (AT, loss), "error": (AT, error)}
+            one_run(folder, "T-v0", algorithm, "default", seed, returns=returns, metrics=metrics)
+    return folder
+
+
+def test_metrics_are_read_and_thinned(tmp_path: Path) -> None:
+    found = load.load(metric_tree(tmp_path)).metrics
+    assert list(found) == [*load.KEYS, "env_steps", "name", "value"] and len(found) == 2 * 2 * 2 * 100
+    mine = found[(found["algorithm"] == "b") & (found["seed"] == 1) & (found["name"] == "loss")]
+    assert mine["env_steps"].tolist() == AT[1::2]
+    assert mine["value"].tolist() == (np.sin(np.arange(200.0)) + 1).tolist()[1::2]
+    error = found[found["name"] == "error"]
+    assert error["value"].isna().sum() == 4 * 49 and (error.groupby("seed")["value"].last() == [0.5, 1.5]).all()
+
+
+def test_a_metric_is_the_score(tmp_path: Path) -> None:
+    folder = metric_tree(tmp_path, score={"statistic": "final_metric:error", "better": "lower"})
+    results = load.load(folder)
+    assert results.lower_is_better and results.runs["score"].tolist() == [0.5, 1.5, 0.5, 1.5]
+    assert not load.load(folder, "area_under_curve").lower_is_better
+    shipped = load.load(load.ship(folder, tmp_path / "r" / "m"))
+    assert shipped.lower_is_better and shipped.runs["score"].tolist() == [0.5, 1.5, 0.5, 1.5]
+    with pytest.raises(ResultsError, match="no column first_20_training_episodes"):
+        load.load(shipped.path, "first_20_training_episodes")
+    for broken in ({"better": "smaller"}, {"statistics": "x"}):
+        write_experiment(tmp_path, "m", score=broken)
+        with pytest.raises(ResultsError, match=r"\[score\]"):
+            load.load(folder)
+
+
+def test_metrics_of_a_run_under_way(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"env_steps": 5, "name": "a", "value": NaN}\n{"env_steps": 5, "name": "b", "value": 2.0}\n'
+        '{"env_steps": 9, "name": "a", "value": 0.5}\n{"env_steps": 9, "na'
+    )
+    found = load.read_metrics(tmp_path)
+    assert found is not None and list(found) == ["a", "b"]
+    assert found["a"][0].tolist() == [5, 9] and np.isnan(found["a"][1][0]) and found["b"][1].tolist() == [2.0]
+    (tmp_path / "metrics.jsonl").write_text('{"env_steps": 5, "na\n{"env_steps": 5, "name": "b", "value": 2.0}\n')
+    with pytest.raises(ResultsError, match="line 1: not a row of metrics"):
+        load.read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert load.read_metrics(tmp_path) == {} and load.read_metrics(tmp_path / "nowhere") is None
+
+
+def test_metrics_that_should_be_there(tmp_path: Path) -> None:
+    folder = metric_tree(tmp_path)
+    run = folder / "T-v0" / "a" / "0"
+    (run / "metrics.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ResultsError, match=r"metrics\.parquet: not a readable table"):
+        load.load(folder)
+    (run / "metrics.parquet").unlink()
+    with pytest.raises(ResultsError, match=r"without metrics\.parquet"):
+        load.load(folder)
+    values = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(values | {"schema": 1}))  # of before there were metrics
+    assert len(load.load(folder).metrics) == 3 * 2 * 100
+
+
+def test_metrics_of_many_runs_are_read_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "METRIC_RUNS", 3)
+    folder = metric_tree(tmp_path)
+    assert not len(load.load(folder).metrics) and len(load.load(folder, metrics=True).metrics)
+    assert load.load(folder, "final_metric:error").runs["score"].notna().all()
+    assert len(load.load(load.ship(folder, tmp_path / "r" / "m")).metrics) == 800
+
+
+def test_metrics_and_online_returns_are_shipped(tmp_path: Path) -> None:
+    figure = {"kind": "episodes", "episodes": 20}
+    folder = metric_tree(tmp_path, report={"figures": [figure]})
+    ours, reference = load.load(folder), load.ship(folder, tmp_path / "r" / "m")
+    assert ours.online["episode"].tolist() == 4 * list(range(1, 21))
+    assert ours.online["value"].tolist()[:3] == [10.0, 11.0, 12.0]
+    shipped = load.load(reference)
+    for name in ("metrics", "online"):
+        pd.testing.assert_frame_equal(getattr(ours, name), getattr(shipped, name), check_dtype=False, rtol=1e-5)
+    more = metric_tree(tmp_path / "more", seeds=3, report={"figures": [figure]})
+    for path in list(more.glob("T-v0/*/[01]")):
+        shutil.rmtree(path)
+    both = load.load(load.ship(more, reference))
+    assert set(both.metrics["seed"]) == set(both.online["seed"]) == {0, 1, 2} and len(both.metrics) == 1200
+
+
+def test_results_without_metrics_ship_none(tree: Path, tmp_path: Path) -> None:
+    reference = load.ship(tree, tmp_path / "r")
+    assert not (reference / "metrics.csv.gz").exists() and not (reference / "online.csv.gz").exists()
+    assert not len(load.load(reference).metrics) and list(load.load(tree).metrics) == list(load.load(reference).metrics)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"kind": "pie"}, "kind is 'pie'; it is one of episodes, sweep, difference"),
+        ({"kind": "sweep", "x": "alpha"}, "lines is missing or unknown"),
+        ({"kind": "episodes", "episodes": 5, "colour": 1}, "colour is missing or unknown"),
+    ],
+)
+def test_figures_asked_for_are_checked(tmp_path: Path, entry: dict[str, Any], message: str) -> None:
+    folder = metric_tree(tmp_path, seeds=1, report={"figures": [entry]})
+    with pytest.raises(ResultsError, match=message):
+        load.load(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"task": "x"}', "null"])

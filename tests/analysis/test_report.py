@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import claims, load, report, scores, tables, verify
+from analysis import claims, load, pictures, report, scores, tables, verify
 from analysis.rule import Verdict
-from tests.analysis import synthetic
+from tests.analysis import synthetic, test_load
 
 TASKS = ("Hopper-v5", "Swimmer-v5")
 VARIANTS = ("no-clip", "clip-0.1", "clip-0.2")
@@ -104,6 +104,79 @@ def test_tables_hold_the_numbers_of_the_runs(made, tree):
 
 def test_no_temporary_file_is_left(made):
     assert not [path for path in made.parent.rglob("*.part")]
+
+
+def test_metrics_have_a_section_of_their_own(tmp_path):
+    folder = test_load.metric_tree(tmp_path)
+    text = report.make(load.load(folder), tmp_path / "out").read_text()
+    assert '<h2 id="metrics">Metrics</h2>' in text and '<h2 id="asked">' not in text
+    assert sorted(path.name for path in (tmp_path / "out" / "figures").glob("metric-*.svg")) == [
+        "metric-error.svg",
+        "metric-loss.svg",
+    ]
+    this = tables.study(load.load(folder))
+    rows = pictures.metric_rows(this)
+    assert (rows["error"]["env_steps"] >= 500).all()  # where every seed has a number
+    assert rows["error"]["estimate"].unique().tolist() == [1.0] and set(rows["loss"]["n"]) == {2}
+    shipped = load.load(load.ship(folder, tmp_path / "r"))
+    pd.testing.assert_frame_equal(pictures.metric_rows(tables.study(shipped))["loss"], rows["loss"], rtol=1e-4)
+
+
+def test_results_without_metrics_have_no_such_section(made):
+    assert 'id="metrics"' not in made.read_text()
+
+
+def test_a_metric_as_the_score_is_said_to_be_one(tmp_path, capsys):
+    """No normalized scores, no talk of returns; lower is better, and the report says so."""
+    folder = test_load.metric_tree(tmp_path, 3, score={"statistic": "final_metric:error", "better": "lower"})
+    assert report.main([str(folder), "--to", str(tmp_path / "out")]) == 0
+    assert "mean score" in capsys.readouterr().out
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "last value of the metric error; lower is better" in text
+    assert "Scores are not normalized: error is no return" in text
+    assert "scores below one of the other" in text
+
+
+def test_lower_errors_are_improvements(tmp_path):
+    folder = synthetic.write_experiment(tmp_path, "e", score={"statistic": "final_metric:error", "better": "lower"})
+    for algorithm, level in (("good", 0.1), ("bad", 0.9)):
+        for seed in range(3):
+            metrics = {"error": ([1000], [level + 0.01 * seed])}
+            synthetic.one_run(folder, "T-v0", algorithm, "default", seed, metrics=metrics)
+    this = tables.study(load.load(folder))
+    whole = {name: -scores.score_matrix(this.results.runs, *pair).scores for pair, name in this.labels.items()}
+    assert pictures.baseline(this, whole) == "good"
+    drawn = {one.name: one for one in pictures.draw(this, tables.headline(this), [], tmp_path / "f")}
+    assert "a run of good scores below" in drawn["improvement"].caption
+
+
+def test_figures_that_the_experiment_asks_for(tmp_path):
+    asked = [
+        {"kind": "episodes", "episodes": 20, "title": "While it learns"},
+        {"kind": "difference", "of": ["loss", "error"]},
+        {"kind": "sweep", "x": "learning_rate", "lines": "gamma"},
+        {"kind": "difference", "of": ["loss", "nothing"]},  # no data: no figure
+    ]
+    folder = test_load.metric_tree(tmp_path, report={"figures": asked})
+    for path in (folder, load.ship(folder, tmp_path / "r")):
+        results = load.load(path)
+        made = pictures.asked_pictures(tables.study(results))
+        assert [one["title"] for one in made] == [
+            "While it learns", "loss minus error", "final_100_training_episodes over learning_rate",
+        ]  # fmt: skip
+        episodes, gap, sweep = (one["table"] for one in made)
+        assert episodes[episodes["label"] == "a"]["estimate"].tolist() == [10.0 + i for i in range(20)]
+        assert (gap["env_steps"] >= 500).all() and len(sweep) == 2 and set(sweep["x"]) == {3e-4}
+    text = report.make(load.load(folder), tmp_path / "out").read_text()
+    assert '<h2 id="asked">Figures</h2>' in text and "While it learns" in text
+
+
+def test_more_settings_than_a_figure_can_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MANY", 1)
+    asked = [{"kind": "sweep", "x": "learning_rate", "lines": "gamma"}]
+    folder = test_load.metric_tree(tmp_path, report={"figures": asked})
+    this = tables.study(load.load(folder))
+    assert [one.name for one in pictures.draw(this, tables.headline(this), [], tmp_path / "f")] == ["asked-1"]
 
 
 def one_run(root: Path, **more) -> Path:

@@ -81,6 +81,53 @@ def test_unknown_statistic_names_near_ones() -> None:
         scores.check_statistic("area_under_the_curve")
 
 
+def test_first_training_episodes() -> None:
+    episodes = run([float(i) for i in range(20)], evaluations={10: [100.0]})
+    assert scores.of_run("first_5_training_episodes", episodes, None)["first_5_training_episodes"] == 2.0
+    assert math.isnan(scores.first_training_episodes(episodes, 21))  # fewer finished: another statistic
+    assert scores.meaning("first_5_training_episodes") == "mean raw return of the first 5 training episodes"
+    assert scores.evaluation_of("first_5_training_episodes") == "training"
+    for wrong in ("first_0_training_episodes", "first_training_episodes", "first_5_training_episode"):
+        with pytest.raises(ValueError, match="first_500_training_episodes"):
+            scores.check_statistic(wrong)
+
+
+def test_last_value_of_a_metric() -> None:
+    name = scores.check_statistic("final_metric:rms_error")
+    metrics = {"rms_error": (np.array([5, 10]), np.array([np.nan, 0.25])), "other": (np.array([20]), np.array([9.0]))}
+    found = scores.of_run(name, run([1.0, 3.0]), metrics)
+    assert found[name] == 0.25 and found["final_100_training_episodes"] == 2.0
+    assert list(found) == scores.columns_of(name)
+    assert math.isnan(scores.of_run("final_metric:loss", run([1.0]), metrics)["final_metric:loss"])
+    assert math.isnan(scores.of_run("final_metric:loss", run([1.0]), None)["final_metric:loss"])
+    assert scores.metric_of(name) == "rms_error" and scores.metric_of("area_under_curve") is None
+    assert scores.meaning(name) == "last value of the metric rms_error" and scores.evaluation_of(name) == ""
+    with pytest.raises(ValueError, match="final_metric:<name>"):
+        scores.check_statistic("final_metric:")
+
+
+def test_nothing_stands_in_for_a_metric() -> None:
+    runs = pd.DataFrame({"task": "a", "status": ["finished", "diverged"], "final_metric:x": [1.0, np.nan]})
+    found = scores.counted_scores(runs, "final_metric:x", {"a": -7.0})
+    assert found.iloc[0] == 1.0 and np.isnan(found.iloc[1])
+
+
+def test_online_curve_by_hand() -> None:
+    episodes = run([float(i) for i in range(9)], evaluations={10: [100.0]})
+    where, values = scores.online_curve(episodes, 12, points=4)  # parts of three; the last has not finished
+    assert where.tolist() == [3, 6, 9] and values.tolist() == [1.0, 4.0, 7.0]
+    where, values = scores.online_curve(episodes, 4)  # never more points than episodes
+    assert where.tolist() == [1, 2, 3, 4] and values.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert len(scores.online_curve(run([1.0]), 12, points=4)[0]) == 0
+
+
+def test_thinned_keeps_the_last() -> None:
+    at, values = scores.thinned(np.arange(1, 251), np.arange(250.0))
+    assert len(at) == 100 and at[-1] == 250 and values[-1] == 249.0 and at[0] == 2
+    assert (np.diff(at) >= 2).all() and (np.diff(at) <= 3).all()
+    assert scores.thinned(np.arange(100), np.arange(100.0))[0].tolist() == list(range(100))
+
+
 def table(rows: list[tuple]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "algorithm", "variant", "seed", "score"])
 

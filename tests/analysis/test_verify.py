@@ -380,12 +380,13 @@ def test_every_claim_is_a_row() -> None:
 
 
 def test_table_1_is_decided_by_its_statements(shipped: Path) -> None:
-    (claim,) = claims.evaluate(load.load(shipped))
+    results = load.load(shipped)
+    (claim,) = claims.evaluate(results)
     assert claim.id == "T1" and claim.status in ("holds", "fails", "inconclusive")
     assert "of 11 rows" in claim.evidence and "3 seeds" in claim.evidence
     statements = [Verdict("ppo_table1", "clip 0.2 is best", "holds", n=5),
                   Verdict("ppo_table1", "no clipping or penalty is below random", "holds", n=5)]  # fmt: skip
-    assert claims.ppo_table1(claim, statements).status == "holds"
-    assert claims.ppo_table1(claim, [statements[0], replace(statements[1], verdict="fails")]).status == "fails"
-    assert claims.ppo_table1(claim, statements[:1]).status == "inconclusive"
+    assert claims.ppo_table1(claim, results, statements).status == "holds"
+    assert claims.ppo_table1(claim, results, [statements[0], replace(statements[1], verdict="fails")]).status == "fails"
+    assert claims.ppo_table1(claim, results, statements[:1]).status == "inconclusive"
     assert len([c for c in claims.status() if c.status == "open"]) == 41

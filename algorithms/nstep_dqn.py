@@ -27,7 +27,17 @@ class Config(dqn.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.n_steps > 0, f"n_steps is {self.n_steps}; it must be positive")
+        require_steps(self)
+
+
+def require_steps(cfg: Any) -> None:
+    """Refuse an n below 1, and updates before the first transition is there."""
+    require(cfg.n_steps > 0, f"n_steps is {cfg.n_steps}; it must be positive")
+    first = cfg.n_steps * cfg.num_envs
+    require(
+        cfg.n_steps == 1 or cfg.learning_starts >= first,
+        f"learning_starts is {cfg.learning_starts}; it must be at least n_steps * num_envs = {first}",
+    )
 
 
 class Agent(dqn.Agent):

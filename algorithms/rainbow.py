@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms import c51, dqn, prioritized_dqn
+from algorithms import c51, dqn, nstep_dqn, prioritized_dqn
 from algorithms.common.columns import Part, QNetwork
 from algorithms.common.config import PerRun, require
 from algorithms.common.replay import Replay, Transitions
@@ -46,7 +46,7 @@ class Config(prioritized_dqn.Config, c51.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.n_steps > 0, f"n_steps is {self.n_steps}; it must be positive")
+        nstep_dqn.require_steps(self)
 
 
 class Agent(c51.Agent, prioritized_dqn.Agent):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from algorithms import c51, dqn, nstep_dqn, prioritized_dqn
 from algorithms.common.columns import Part, QNetwork
-from algorithms.common.config import PerRun, require
+from algorithms.common.config import PerRun
 from algorithms.common.replay import Replay, Transitions
 
 SUPPORTS = {"discrete"}

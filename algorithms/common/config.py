@@ -42,8 +42,8 @@ def per_run_fields(cls: type) -> set[str]:
 def presets(algorithm: str) -> dict[str, dict[str, Any]]:
     """The presets of an algorithm: name -> fields that differ from the defaults.
 
-    `inherits = "dqn"` at the top of its file stands for the presets of that algorithm, to which its own of the same name
-    are added.
+    `inherits = "dqn"` at the top of its file stands for the presets of that algorithm, to which its own of the same
+    name are added.
     """
     path = SETTINGS / f"{algorithm}.toml"
     own = tomllib.loads(path.read_text()) if path.exists() else {}

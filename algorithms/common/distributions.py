@@ -56,6 +56,11 @@ class Gaussian(NamedTuple):
         total = torch.as_tensor(w_h, dtype=z.dtype, device=z.device).expand(z.shape[:2]).sum(1)[:, None, None]
         return by_mean * inverse, by_log_std.sum(1, keepdim=True) + total
 
+    def fisher(self, mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
+        """The Fisher information of the parameters times a direction in them, `mean` [R, B, A] and `log_std` [R, 1, A]:
+        mean / std^2 and 2 log_std."""
+        return mean * torch.exp(-2 * self.log_std), 2 * log_std
+
 
 class Categorical:
     """Softmax over `logits` [R, B, A]."""
@@ -92,6 +97,11 @@ class Categorical:
         if old is not None:
             by_logits = by_logits + torch.as_tensor(w_k).unsqueeze(-1) * (probs - old.log_probs.exp())
         return by_logits, None
+
+    def fisher(self, logits: Tensor, log_std: None = None) -> tuple[Tensor, None]:
+        """The Fisher information of the logits times a direction in them, `logits` [R, B, A]: (diag p - p p^T) u."""
+        probs = self.log_probs.exp()
+        return probs * (logits - (probs * logits).sum(-1, keepdim=True)), None
 
 
 Distribution = Gaussian | Categorical

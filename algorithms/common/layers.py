@@ -24,16 +24,23 @@ Initializer = Callable[[np.random.Generator, int, int], np.ndarray]
 class Parameters:
     """Named weights of R runs in one flat float32 buffer `flat` [P]: segment by segment, run by run.
 
-    `views` holds them as [R, *shape], `grad` and `grads` their gradients in the same layout.
+    `views` holds them as [R, *shape], `grad` and `grads` their gradients in the same layout. `buffers` are memory for
+    `flat` and `grad` that is there already (see `part`).
     """
 
-    def __init__(self, num_runs: int, shapes: dict[str, tuple[int, ...]], device: str = "cpu"):
+    def __init__(
+        self,
+        num_runs: int,
+        shapes: dict[str, tuple[int, ...]],
+        device: str = "cpu",
+        buffers: tuple[Tensor, Tensor] | None = None,
+    ):
         self.num_runs, self.shapes = num_runs, dict(shapes)
         self._sizes = [int(np.prod(shape)) for shape in shapes.values()]
         self._strides = [-(-size // PAD) * PAD for size in self._sizes]
         self._starts = [0, *itertools.accumulate(num_runs * stride for stride in self._strides)]
-        self.flat = torch.zeros(self._starts[-1], device=device)
-        self.grad = torch.zeros_like(self.flat)
+        zeros = torch.zeros(0 if buffers else self._starts[-1], device=device)
+        self.flat, self.grad = buffers or (zeros, torch.zeros_like(zeros))
         self.views, self.grads = self.split(self.flat), self.split(self.grad)
         for view in self.views.values():
             view.requires_grad_()
@@ -46,6 +53,15 @@ class Parameters:
                 self.shapes.items(), self._starts, self._strides, self._sizes, strict=False
             )
         }
+
+    def part(self, names: Iterable[str]) -> Parameters:
+        """Neighbouring segments, named in their order, as parameters of their own on the same memory."""
+        names, order = list(names), list(self.shapes)
+        first = order.index(names[0])
+        assert order[first : first + len(names)] == names
+        inside = slice(self._starts[first], self._starts[first + len(names)])
+        shapes = {name: self.shapes[name] for name in names}
+        return Parameters(self.num_runs, shapes, buffers=(self.flat[inside], self.grad[inside]))
 
     def slices(self, flat: Tensor, runs: Iterable[int]) -> list[Tensor]:
         """The pieces of a buffer of this layout that belong to some runs, padding included."""
@@ -192,6 +208,14 @@ class MLP:
         grads = [parameters.grads[name] for name in self._names]
         _backward(layers[:-1], self._weights(parameters)[::2], self.activation, delta, grads, scratch=self.scratch)
 
+    @torch.no_grad()
+    def tangent(self, parameters: Parameters, layers: list[Tensor], direction: Mapping[str, Tensor]) -> Tensor:
+        """Derivative of the outputs [R, B, out] when the weights move along `direction` (by name, [R, *shape]).
+
+        `layers` come from `forward`. The result lies in `scratch`: it holds until the next call.
+        """
+        return _tangent(layers, self._weights(parameters), self._weights(direction), self.activation, self.scratch)
+
     def acting(self, parameters: Parameters) -> Callable[[np.ndarray], np.ndarray]:
         """The same function from and to NumPy: float32 [R, B, in] -> [R, B, out], without gradients.
 
@@ -285,6 +309,31 @@ def _backward(
             else:
                 torch.ops.aten.threshold_backward.grad_input(delta, x, 0.0, grad_input=delta)
     return delta
+
+
+def _tangent(
+    layers: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    direction: Sequence[Tensor],
+    activation: str,
+    scratch: Scratch,
+) -> Tensor:
+    """Forward-mode derivative along `direction`, layer by layer: (x W + b)' = x W' + b' + x' W."""
+    moved = None
+    for k in range(0, len(weights), 2):
+        x, y = layers[k // 2], layers[k // 2 + 1]
+        out = scratch(f"tangent{k}", *y.shape, like=y) if y.shape[2] > 1 else None
+        change = _linear(x, direction[k], direction[k + 1], out)
+        if moved is not None:
+            change = _linear(moved, weights[k], change, out)
+        if k < len(weights) - 2:  # y is the activation's output, from which its derivative follows
+            if activation == "tanh":
+                torch.ops.aten.tanh_backward.grad_input(change, y, grad_input=change)
+            else:
+                torch.ops.aten.threshold_backward.grad_input(change, y, 0.0, grad_input=change)
+        moved = change
+    assert moved is not None
+    return moved
 
 
 class _MLPFunction(torch.autograd.Function):

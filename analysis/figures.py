@@ -509,7 +509,7 @@ def sweep(
     tasks, values = list(dict.fromkeys(table["task"])), sorted(table["line"].unique())
     columns = min(2, len(tasks))
     rows = -(-len(tasks) // columns)
-    across = min(8, len(values))
+    across = min(6, len(values))
     header = 0.20 * -(-len(values) // across) + 0.05
     figure = _figure(WIDTH, (3.4 if columns == 1 else 2.4) * rows, title, caption, header)
     shades = matplotlib.colormaps["viridis_r"](np.linspace(0.08, 1.0, len(values)))

@@ -90,6 +90,8 @@ def protocol(this: Study) -> list[str]:
     seeds = sorted(int(seed) for seed in results.runs["seed"].unique())
     gapless = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1
     evaluation = results.experiment.get("evaluation")
+    unread = len(results.runs) > load.METRIC_RUNS and not results.shipped
+    many = f"Metrics are shown of trees of up to {load.METRIC_RUNS:,} runs, and of shipped results of any size."
     return [
         f"{tables.runs_phrase(this)}; {tables.steps_phrase(results)}. An env_step is one decision in one environment; "
         "all count, warm-up included.",
@@ -102,6 +104,7 @@ def protocol(this: Study) -> list[str]:
         "Failed and diverged runs count as data: the score they reached, or the random policy's. Running and missing "
         "runs have no score and are listed.",
         f"Intervals: {tables.INTERVAL}; pointwise for curves and profiles.",
+        *([many] if unread else []),
     ]
 
 

@@ -44,6 +44,8 @@ def test_a_share_has_wilsons_interval() -> None:
     found = decisions.share_above("x", pd.Series([True] * 100), 3, 0.9)
     assert found.status == "holds" and found.interval.low == pytest.approx(100 / (100 + 1.96**2), abs=1e-3)
     assert decisions.share_above("x", pd.Series([True] * 92 + [False] * 8), 3, 0.9).status == "inconclusive"
+    few = decisions.share_above("x", pd.Series([True] * 20), 3, 0.9)  # n / (n + 1.96^2) > .9 from 35 on
+    assert few.status == "inconclusive" and few.needed() == "about 35 seeds would settle it"
     assert decisions.share_above("x", pd.Series([True] * 50 + [False] * 50), 3, 0.9).status == "fails"
     assert decisions.share_above("x", pd.Series([], dtype=bool), 3, 0.9).status == "inconclusive"
 
@@ -90,7 +92,7 @@ def cliff(root: Path, online: float, shortest: float, safe: float = -17.0, seeds
         ({"online": 20.0, "shortest": 1.0}, "holds"),
         ({"online": -20.0, "shortest": 1.0}, "fails"),
         ({"online": 20.0, "shortest": 0.5}, "fails"),
-        ({"online": 20.0, "shortest": 1.0, "safe": -13.0}, "inconclusive"),  # SARSA's path is no longer
+        ({"online": 20.0, "shortest": 1.0, "safe": -13.0}, "fails"),  # SARSA's path is no longer
         ({"online": 20.0, "shortest": 0.92}, "inconclusive"),
         ({"online": 20.0, "shortest": 1.0, "seeds": 10}, "inconclusive"),  # ten of ten are not yet over 90 %
     ],
@@ -119,10 +121,10 @@ def walk(root: Path, depth: float, slope: float = 0.0, noise: float = 0.02, gone
     score = {"statistic": "final_metric:rms_error_first_10", "better": "lower"}
     figure = {"kind": "sweep", "x": "alpha", "lines": "n", "title": "RMS error"}
     folder = write_experiment(root, "random_walk", score=score, report={"figures": [figure]})
-    for n, alpha in itertools.product((1, 2, 4, 8, 16), (0.1, 0.2, 0.4, 0.8)):
-        if gone and (n, alpha) == (2, 0.1):
+    for n, alpha in itertools.product((1, 2, 4, 16), (0.2, 0.4, 0.8)):
+        if gone and (n, alpha) == (2, 0.2):
             continue
-        for seed in range(20):
+        for seed in range(12):
             rng = np.random.default_rng([seed, n, int(10 * alpha)])
             error = 0.4 + depth * abs(np.log2(n) - 2) + slope * np.log2(n) + 0.2 * abs(np.log2(alpha * np.sqrt(n)))
             error += noise * rng.standard_normal()
@@ -148,7 +150,7 @@ def test_random_walk(tmp_path: Path, truth: dict[str, Any], status: str) -> None
     assert claim.id == "S2" and claim.status == status, claim.evidence
     if status == "holds":
         assert "n = 1 (alpha 0.8) minus n = 4 (alpha 0.4)" in claim.evidence
-        assert "n = 10: holds" in claim.evidence  # half of the seeds judge
+        assert "n = 6: holds" in claim.evidence  # half of the seeds judge
 
 
 def test_choosing_does_not_favour(tmp_path: Path) -> None:

@@ -126,6 +126,12 @@ def test_results_without_metrics_have_no_such_section(made):
     assert 'id="metrics"' not in made.read_text()
 
 
+def test_metrics_of_many_runs_are_left_out_and_the_page_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "METRIC_RUNS", 3)
+    text = report.make(load.load(test_load.metric_tree(tmp_path)), tmp_path / "out").read_text()
+    assert 'id="metrics"' not in text and "Metrics are shown of trees of up to 3 runs" in text
+
+
 def test_a_metric_as_the_score_is_said_to_be_one(tmp_path, capsys):
     """No normalized scores, no talk of returns; lower is better, and the report says so."""
     folder = test_load.metric_tree(tmp_path, 3, score={"statistic": "final_metric:error", "better": "lower"})

@@ -42,7 +42,6 @@ class Config(prioritized_dqn.Config, c51.Config):
     epsilon_start: PerRun = 0.0
     epsilon_end: PerRun = 0.0
     evaluation_epsilon: PerRun = 0.0
-    max_grad_norm: PerRun = 10.0  # of dueling networks, arXiv:1511.06581, section 4.2
 
     def __post_init__(self) -> None:
         super().__post_init__()

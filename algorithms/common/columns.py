@@ -66,23 +66,25 @@ class Linear:
 
     def forward(self, part: Part, x: Tensor, noise: Noise | None, scratch: Scratch | None) -> Tensor:
         """The result lies in `scratch` if there is one, and holds until the next call."""
-        return self._product(part.weights[self.weight], part.weights[self.bias], x, scratch)
+        return self._product(part, self.weight, self.bias, x, scratch)
 
-    def _product(self, weight: Tensor, bias: Tensor, x: Tensor, scratch: Scratch | None) -> Tensor:
+    def _product(self, part: Part, weight: str, bias: str, x: Tensor, scratch: Scratch | None) -> Tensor:
+        w, b = part.weights[weight], part.weights[bias].transpose(1, 2)
         if self.outputs == 1:  # a sum: as a product it would take another kernel for one run than for several
-            return torch.sum(weight * x, 1, keepdim=True) + bias
-        out = scratch(f"{self.weight} forward", len(x), self.outputs, x.shape[2], like=x) if scratch else None
-        return torch.baddbmm(bias.transpose(1, 2), weight.transpose(1, 2), x, out=out)
+            return torch.sum(w * x, 1, keepdim=True) + b
+        out = scratch(f"{weight} forward", len(x), self.outputs, x.shape[2], like=x) if scratch else None
+        return torch.baddbmm(b, w.transpose(1, 2), x, out=out)
 
     def backward(
         self, part: Part, x: Tensor, delta: Tensor, noise: Noise | None, scratch: Scratch, to_inputs: bool
     ) -> Tensor | None:
         """Writes the gradients of W and b into the part; returns that of x [r, in, B] if it is asked for."""
-        self._to_weights(part.grads[self.weight], part.grads[self.bias], x, delta)
-        return self._to_inputs(part.weights[self.weight], x, delta, scratch) if to_inputs else None
+        self._to_weights(part, self.weight, self.bias, x, delta)
+        return self._to_inputs(part, self.weight, x, delta, scratch) if to_inputs else None
 
-    def _to_weights(self, grad: Tensor, bias_grad: Tensor, x: Tensor, delta: Tensor) -> None:
-        torch.sum(delta, 2, keepdim=True, out=bias_grad.transpose(1, 2))
+    def _to_weights(self, part: Part, weight: str, bias: str, x: Tensor, delta: Tensor) -> None:
+        grad = part.grads[weight]
+        torch.sum(delta, 2, keepdim=True, out=part.grads[bias].transpose(1, 2))
         if self.outputs == 1:
             torch.sum(x * delta, 2, keepdim=True, out=grad)
         elif self.outputs < 16:  # the few outputs as rows: a product with few columns is slow
@@ -92,9 +94,9 @@ class Linear:
         else:  # padding between runs; into it, torch multiplies run by run
             grad.copy_(torch.bmm(x, delta.transpose(1, 2)))
 
-    def _to_inputs(self, weight: Tensor, x: Tensor, delta: Tensor, scratch: Scratch) -> Tensor:
-        out = scratch(f"{self.weight} backward", *x.shape, like=x)
-        return torch.mul(weight, delta, out=out) if self.outputs == 1 else torch.bmm(weight, delta, out=out)
+    def _to_inputs(self, part: Part, weight: str, x: Tensor, delta: Tensor, scratch: Scratch) -> Tensor:
+        w, out = part.weights[weight], scratch(f"{weight} backward", *x.shape, like=x)
+        return torch.mul(w, delta, out=out) if self.outputs == 1 else torch.bmm(w, delta, out=out)
 
     def act(self, weights: Mapping[str, np.ndarray], x: np.ndarray, noise: Noise | None) -> np.ndarray:
         """The same in NumPy, samples as rows: [R, B, in] -> [R, B, out]."""
@@ -107,8 +109,13 @@ class NoisyLinear(Linear):
     """(W + S e)^T x + b + s e_out, e = e_in e_out^T: factorised Gaussian noise (arXiv:1706.10295, equations 9 to 11).
 
     e_in and e_out are f(normal), f(x) = sign(x) sqrt|x|; without noise it is the linear layer of the means W and b. W
-    and b are uniform in +-1/sqrt(in), S and s start at 0.5/sqrt(in) (section 3.2).
+    and b are uniform in +-1/sqrt(in), S and s start at 0.5/sqrt(in) (section 3.2). It is computed as two linear layers,
+    W^T x + b + e_out o (S^T (e_in o x) + s): to make noisy weights would take more memory traffic than the second one.
     """
+
+    def __init__(self, name: str, index: int, inputs: int, outputs: int):
+        super().__init__(name, index, inputs, outputs)
+        self.sigma = f"{self.weight}.sigma", f"{self.bias}.sigma"  # S and s
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes to allocate, per run."""
@@ -122,33 +129,31 @@ class NoisyLinear(Linear):
             f"{name}.sigma": np.full(mean.shape, 0.5 / np.sqrt(self.inputs)) for name, mean in means.items()
         }
 
-    def _noise(self, part: Part, noise: Noise) -> tuple[Tensor, Tensor]:
-        eps_in, eps_out = (torch.from_numpy(eps[part.runs]) for eps in noise[self.weight])
-        device = part.weights[self.weight].device
-        return eps_in.to(device), eps_out.to(device)
-
-    def _noisy(self, part: Part, noise: Noise) -> tuple[Tensor, Tensor]:
-        eps_in, eps_out = self._noise(part, noise)
-        weight = torch.addcmul(part.weights[self.weight], part.weights[f"{self.weight}.sigma"], eps_in * eps_out)
-        return weight, torch.addcmul(part.weights[self.bias], part.weights[f"{self.bias}.sigma"], eps_out)
+    def _noise(self, part: Part, noise: Noise, like: Tensor) -> tuple[Tensor, Tensor]:
+        """e_in [r, in, 1] and e_out [r, out, 1]."""
+        eps_in, eps_out = (torch.from_numpy(eps[part.runs]).to(like.device) for eps in noise[self.weight])
+        return eps_in, eps_out.transpose(1, 2)
 
     def forward(self, part: Part, x: Tensor, noise: Noise | None, scratch: Scratch | None) -> Tensor:
         """As `Linear`, with noisy weights where there is noise."""
+        means = super().forward(part, x, noise, scratch)
         if noise is None:
-            return super().forward(part, x, noise, scratch)
-        return self._product(*self._noisy(part, noise), x, scratch)
+            return means
+        eps_in, eps_out = self._noise(part, noise, x)
+        return means.addcmul_(self._product(part, *self.sigma, x * eps_in, scratch), eps_out)
 
     def backward(
         self, part: Part, x: Tensor, delta: Tensor, noise: Noise | None, scratch: Scratch, to_inputs: bool
     ) -> Tensor | None:
-        """As `Linear`; the gradient of S is that of W times e."""
+        """As `Linear`, for W and b and for S and s."""
         assert noise is not None, "the gradient is that of a noisy forward pass"
-        grad, bias_grad = part.grads[self.weight], part.grads[self.bias]
-        self._to_weights(grad, bias_grad, x, delta)
-        eps_in, eps_out = self._noise(part, noise)
-        torch.mul(grad, eps_in * eps_out, out=part.grads[f"{self.weight}.sigma"])
-        torch.mul(bias_grad, eps_out, out=part.grads[f"{self.bias}.sigma"])
-        return self._to_inputs(self._noisy(part, noise)[0], x, delta, scratch) if to_inputs else None
+        eps_in, eps_out = self._noise(part, noise, x)
+        scaled = delta * eps_out
+        by_inputs = super().backward(part, x, delta, noise, scratch, to_inputs)
+        self._to_weights(part, *self.sigma, x * eps_in, scaled)
+        if by_inputs is None:
+            return None
+        return by_inputs.addcmul_(self._to_inputs(part, self.sigma[0], x, scaled, scratch), eps_in)
 
     def act(self, weights: Mapping[str, np.ndarray], x: np.ndarray, noise: Noise | None) -> np.ndarray:
         """The same in NumPy, samples as rows."""

@@ -25,6 +25,7 @@ SMALL = {
     "num_envs": 2, "num_steps": 48, "num_epochs": 2, "batch_size": 16, "hidden_sizes": (32, 32),
     "buffer_size": 64, "learning_starts": 24, "train_period": 2, "target_period": 16, "epsilon_steps": 400.0,
     "num_atoms": 11, "num_quantiles": 5, "num_target_quantiles": 6, "num_acting_quantiles": 4, "num_cosines": 8,
+    "num_episodes": 1, "num_value_steps": 3, "line_search_steps": 4,
 }  # fmt: skip
 
 # A budget that suffices for the probe tasks.
@@ -33,6 +34,7 @@ PROBE = {
     "buffer_size": 2000, "learning_starts": 200, "train_period": 8, "target_period": 80.0, "epsilon_steps": 3000.0,
     "v_min": -3.0, "v_max": 3.0, "num_atoms": 31, "num_quantiles": 16, "num_target_quantiles": 8,
     "num_acting_quantiles": 8, "num_cosines": 16, "importance_steps": 6000.0, "alpha": 0.1,
+    "num_episodes": 8, "num_value_steps": 20, "value_learning_rate": 3e-3, "baseline": "value",
 }  # fmt: skip
 
 # Values that the runs of a mixed group take in turn.
@@ -45,6 +47,7 @@ PER_RUN: dict[str, Sequence[float]] = {
     "target_kl": (inf, 1e-4, inf, 1e-6, 3e-3),
     "sample_average": (0.0, 1.0, 0.0), "expected": (0.0, 1.0), "every_visit": (0.0, 1.0, 1.0),
     "n": (4.0, 1.0, 9.0, 32.0),
+    "delta": (0.01, 0.1, 1e-3), "cg_damping": (0.1, 1e-3, 0.01, 0.1, 1.0), "kl_slack": (1.0, 1.5, 0.01, 0.2),
     "double": (1.0, 0.0),
 }  # fmt: skip
 PLANNERS = {"policy_iteration", "value_iteration"}  # know the model, and draw nothing

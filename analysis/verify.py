@@ -122,7 +122,7 @@ def _judge_ranking(
     elif not any(len(m.scores) for m in scores.score_matrices(runs, results.tasks).values()):
         reasons.append("no seed of any row has finished all seven tasks yet")
     else:
-        first = runs.iloc[0]
+        first = runs.dropna(subset=["steps"]).iloc[0]  # of a run that is there
         printed = Protocol("final_100_training_episodes", int(published["steps"].iloc[0]), "training",
                            "the seven tasks -v1", entry.get("truncation", ""))  # fmt: skip
         ours = Protocol(results.statistic, int(first["steps"]), scores.evaluation_of(results.statistic),

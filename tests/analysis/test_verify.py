@@ -260,6 +260,16 @@ def test_table_that_comes_out_as_printed() -> None:
     json.dumps([verify.as_row(v) for v in found.values()], allow_nan=False)
 
 
+def test_a_run_that_is_missing_does_not_hide_the_others() -> None:
+    """The first run listed may be one that has not been trained: it has no steps."""
+    results = table1(as_printed)
+    missing = results.runs.iloc[[0]].assign(seed=99, steps=np.nan, status="missing")
+    partial = replace(results, runs=pd.concat([missing, results.runs], ignore_index=True))
+    bridge = dict.fromkeys(("environment", "truncation", "steps", "statistic"), "a bridge")
+    found = verify._judge_ranking(partial, {"algorithm": "ppo"}, bridge, RANDOM)
+    assert len(found) > 11 and not any(v.verdict == NOT_COMPARABLE for v in found)
+
+
 def test_table_turned_upside_down() -> None:
     found = {v.subject: v for v in ranking.judge(table1(lambda task, variant: 0.3 - as_printed("Swimmer", variant)),
                                                  TABLE1, "", random=RANDOM)}  # fmt: skip

@@ -12,6 +12,18 @@ from torch import Tensor
 from algorithms.common.layers import Parameters
 
 
+def clip_norms(parameters: Parameters, max_grad_norm: np.ndarray) -> None:
+    """Scale each run's gradient to a norm of at most `max_grad_norm` [R] over all of its parameters; inf: no bound."""
+    if not np.isfinite(max_grad_norm).any():
+        return
+    max_norm = torch.as_tensor(max_grad_norm, dtype=torch.float32, device=parameters.flat.device)
+    views = parameters.grads.values()
+    norms = torch.stack([torch.linalg.vector_norm(view.flatten(1), dim=1) for view in views], 1)  # [R, segments]
+    scale = torch.clamp(max_norm / (torch.linalg.vector_norm(norms, dim=1) + 1e-6), max=1.0)
+    for view in views:
+        view.mul_(scale.view(-1, *(1,) * (view.ndim - 1)))
+
+
 class Adam:
     """Adam (arXiv:1412.6980, algorithm 1) for R runs at once, by torch's fused kernel.
 
@@ -37,8 +49,8 @@ class Adam:
         `learning_rate` [R]; `max_grad_norm` [R] bounds each run's gradient norm (inf: no bound); where `active` [R] is
         False a run's weights, moments and step count stay as they are.
         """
-        if max_grad_norm is not None and np.isfinite(max_grad_norm).any():
-            self._clip(torch.as_tensor(max_grad_norm, dtype=torch.float32, device=self.parameters.flat.device))
+        if max_grad_norm is not None:
+            clip_norms(self.parameters, max_grad_norm)
         active = np.ones(self.parameters.num_runs, bool) if active is None else active
         everyone = bool(active.all())
         self.steps = self.steps + active
@@ -72,13 +84,6 @@ class Adam:
             maximize=False,
         )
 
-    def _clip(self, max_norm: Tensor) -> None:
-        views = self.parameters.grads.values()
-        norms = torch.stack([torch.linalg.vector_norm(view.flatten(1), dim=1) for view in views], 1)  # [R, segments]
-        scale = torch.clamp(max_norm / (torch.linalg.vector_norm(norms, dim=1) + 1e-6), max=1.0)
-        for view in views:
-            view.mul_(scale.view(-1, *(1,) * (view.ndim - 1)))
-
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
         return {
@@ -92,3 +97,68 @@ class Adam:
         self.first_moment.copy_(torch.from_numpy(state["first_moment"]))
         self.second_moment.copy_(torch.from_numpy(state["second_moment"]))
         self.steps = state["steps"].copy()
+
+
+class RMSProp:
+    """RMSProp without momentum for R runs at once, g the gradient:
+
+        s <- decay s + (1 - decay) g^2;   theta <- theta - learning_rate g / sqrt(s + eps).
+
+    So it is in arXiv:1602.01783 (section 4, "Optimization") and in TensorFlow, hence in openai/baselines@ea25b9e a2c,
+    where s starts at 1 (`start`). With `inside_root` False the divisor is sqrt(s) + eps, as in torch.
+
+    Every operation below rounds once, so a run's bits do not depend on where its slice lies: sums and products in one
+    call would be fused in the vector loop and not in its rest.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        epsilon: float,
+        decay: float = 0.99,
+        inside_root: bool = True,
+        start: float = 0.0,
+    ):
+        self.parameters, self.epsilon, self.decay, self.inside_root = parameters, epsilon, decay, inside_root
+        self.mean_square = torch.full_like(parameters.flat, start)
+        self._rates = torch.zeros_like(parameters.flat)
+        self._filled = np.full(parameters.num_runs, np.nan)  # the step sizes that are in `_rates`
+
+    @torch.no_grad()
+    def step(
+        self,
+        learning_rate: np.ndarray,
+        max_grad_norm: np.ndarray | None = None,
+        active: np.ndarray | None = None,
+    ) -> None:
+        """One update with the gradient in `parameters.grad`; the arguments are those of `Adam.step`."""
+        if max_grad_norm is not None:
+            clip_norms(self.parameters, max_grad_norm)
+        if not np.array_equal(learning_rate, self._filled):
+            self._spread(learning_rate, self._rates)
+            self._filled = learning_rate.copy()
+        grad = self.parameters.grad
+        mean_square = self.mean_square * self.decay + grad.square() * (1 - self.decay)
+        root = (mean_square + self.epsilon).sqrt() if self.inside_root else mean_square.sqrt() + self.epsilon
+        weights = self.parameters.flat - self._rates * grad / root
+        if active is not None and not active.all():
+            moves = self._spread(active, torch.zeros_like(grad, dtype=torch.bool))
+            mean_square = torch.where(moves, mean_square, self.mean_square)
+            weights = torch.where(moves, weights, self.parameters.flat)
+        self.mean_square.copy_(mean_square)
+        self.parameters.flat.copy_(weights)
+
+    def _spread(self, values: np.ndarray, flat: Tensor) -> Tensor:
+        """Each run's value [R] at all of its places in a buffer of the parameters' layout."""
+        column = torch.from_numpy(values).to(flat)
+        for view in self.parameters.split(flat).values():
+            view.copy_(column.view(-1, *(1,) * (view.ndim - 1)).expand(view.shape))
+        return flat
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {"mean_square": self.mean_square.cpu().numpy().copy()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state()` was taken."""
+        self.mean_square.copy_(torch.from_numpy(state["mean_square"]))

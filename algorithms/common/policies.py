@@ -27,10 +27,15 @@ class Policy:
         return self.network.shapes() | ({} if self.discrete else {"log_std": (1, self.num_outputs)})
 
     def initialize(
-        self, parameters: Parameters, rngs: Iterable[np.random.Generator], hidden: Initializer, last: Initializer
+        self,
+        parameters: Parameters,
+        rngs: Iterable[np.random.Generator],
+        hidden: Initializer,
+        last: Initializer,
+        bias: Initializer | None = None,
     ) -> None:
         """Draw the weights; from now on the policy is that of these parameters."""
-        self.network.initialize(parameters, rngs, hidden, last)
+        self.network.initialize(parameters, rngs, hidden, last, bias)
         self.parameters, self._outputs = parameters, self.network.acting(parameters)
 
     def log_std(self) -> Tensor | None:

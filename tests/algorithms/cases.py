@@ -34,8 +34,11 @@ PROBE = {
     "buffer_size": 2000, "learning_starts": 200, "train_period": 8, "target_period": 80.0, "epsilon_steps": 3000.0,
     "v_min": -3.0, "v_max": 3.0, "num_atoms": 31, "num_quantiles": 16, "num_target_quantiles": 8,
     "num_acting_quantiles": 8, "num_cosines": 16, "importance_steps": 6000.0, "alpha": 0.1,
-    "num_episodes": 8, "num_value_steps": 20, "value_learning_rate": 3e-3, "baseline": "value",
+    "num_episodes": 16, "num_value_steps": 8, "value_learning_rate": 3e-3, "baseline": "value",
 }  # fmt: skip
+
+# The same budget in more updates, for algorithms that make one step of the policy with each rollout.
+PROBE_OF = {"a2c": {"num_steps": 8}, "vpg": {"num_steps": 4}}
 
 # Values that the runs of a mixed group take in turn.
 PER_RUN: dict[str, Sequence[float]] = {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import PROBE, settings
+from cases import PROBE, PROBE_OF, settings
 from probes import PROBES, Probe
 
 import algorithms
@@ -42,7 +42,8 @@ def values(agent: Any, observations: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize(("algorithm", "kind", "probe"), CASES)
 def test_probe(algorithm: str, kind: str, probe: type[Probe]) -> None:
-    cfg = stack([load_config(algorithm, None, settings(algorithm, PROBE, gamma=GAMMA))] * len(SEEDS))
+    wanted = PROBE | PROBE_OF.get(algorithm, {})
+    cfg = stack([load_config(algorithm, None, settings(algorithm, wanted, gamma=GAMMA))] * len(SEEDS))
     envs = probe(len(SEEDS), getattr(cfg, "num_envs", 1), kind != "continuous", kind == "tabular")
     agent = algorithms.load(algorithm).Agent(cfg, envs, SEEDS)
     while envs.env_steps < 6000:

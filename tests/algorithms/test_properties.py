@@ -162,7 +162,7 @@ def test_all_streams_differ(algorithm: str) -> None:
         if algorithm in PLANNERS:
             assert not purposes
             continue
-        assert "actions" in purposes and len(purposes) >= (1 if "tabular" in algorithms.load(algorithm).SUPPORTS else 3)
+        assert "actions" in purposes and len(purposes) >= (1 if "tabular" in algorithms.load(algorithm).SUPPORTS else 2)
         generators = [rng for purpose in purposes for rng in agent.streams[purpose]]
         assert len({id(rng) for rng in generators}) == len(purposes) * 4
         # PCG64's increment names a stream: streams with different ones never meet, however long they are.

@@ -585,11 +585,11 @@ def test_unknown_algorithms_and_presets_are_named() -> None:
 @pytest.mark.parametrize("name", algorithms.names())
 def test_every_algorithm_has_what_the_driver_needs(name: str) -> None:
     module = algorithms.load(name)
-    assert module.SUPPORTS and set(module.SUPPORTS) <= {"discrete", "continuous"}
+    assert module.SUPPORTS and set(module.SUPPORTS) <= {"discrete", "continuous", "tabular"}
     assert module.__doc__ and "Departures" in module.__doc__
     defaults = config.load_config(name)
     assert config.build(module.Config, config.to_dict(defaults), name) == defaults
-    assert config.per_run_fields(module.Config) >= {"learning_rate"}
+    assert config.per_run_fields(module.Config) >= {"gamma"}
     for method in ("iterate", "act", "state", "load_state", "parameters_of", "diverged"):
         assert callable(getattr(module.Agent, method))
 

@@ -137,16 +137,19 @@ class RMSProp:
         if not np.array_equal(learning_rate, self._filled):
             self._spread(learning_rate, self._rates)
             self._filled = learning_rate.copy()
-        grad = self.parameters.grad
-        mean_square = self.mean_square * self.decay + grad.square() * (1 - self.decay)
-        root = (mean_square + self.epsilon).sqrt() if self.inside_root else mean_square.sqrt() + self.epsilon
-        weights = self.parameters.flat - self._rates * grad / root
-        if active is not None and not active.all():
+        weights, grad = self.parameters.flat, self.parameters.grad
+        masked = active is not None and not active.all()
+        kept = (self.mean_square.clone(), weights.clone()) if masked else ()
+        self.mean_square.mul_(self.decay).add_(grad.square().mul_(1 - self.decay))
+        if self.inside_root:
+            root = (self.mean_square + self.epsilon).sqrt_()
+        else:
+            root = self.mean_square.sqrt().add_(self.epsilon)
+        weights.sub_((self._rates * grad).div_(root))
+        if active is not None and masked:
             moves = self._spread(active, torch.zeros_like(grad, dtype=torch.bool))
-            mean_square = torch.where(moves, mean_square, self.mean_square)
-            weights = torch.where(moves, weights, self.parameters.flat)
-        self.mean_square.copy_(mean_square)
-        self.parameters.flat.copy_(weights)
+            for present, before in zip((self.mean_square, weights), kept, strict=True):
+                present.copy_(torch.where(moves, present, before))
 
     def _spread(self, values: np.ndarray, flat: Tensor) -> Tensor:
         """Each run's value [R] at all of its places in a buffer of the parameters' layout."""

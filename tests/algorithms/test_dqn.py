@@ -94,7 +94,7 @@ def test_gradient_against_autograd_of_the_literal_loss(task: str, hidden: tuple[
     agent.cfg = agent.cfg.__class__(**(vars(agent.cfg) | {"batch_size": 20}))
     agent.target.flat.mul_(1.3)  # another network than the online one
     batch = random_batch(agent, 20)
-    losses, td_errors, q_values = agent._gradient(batch)
+    losses, _, _ = agent._gradient(batch)
     for run, (gamma, clip) in enumerate(settings):
         own = agent.parameters.of_run(run)
         weights = {name: torch.from_numpy(x).double().requires_grad_() for name, x in own.items()}

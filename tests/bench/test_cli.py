@@ -31,7 +31,7 @@ WRONG = [
     (["run", "quick", "--device", "tpu"], "invalid choice: 'tpu'"),
     (["status", "qick"], "did you mean quick"),
     (["train"], "train needs an algorithm"),
-    (["train", "ppoo"], "unknown algorithm 'ppoo' (did you mean ppo?)"),
+    (["train", "ppoo"], "unknown algorithm 'ppoo' (did you mean ppo"),
     (["train", "ppo"], "--task"),
     (["train", "ppo", "--task", "CartPol-v1"], "did you mean CartPole-v1"),
     (["train", "ppo", "--task", "CartPole-v1", "--clip-cof", "1"], "did you mean --clip-coef"),

@@ -80,14 +80,7 @@ class Agent(OnPolicyAgent):
     """A2C for R runs at once."""
 
     def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
-        super().__init__(
-            cfg,
-            envs,
-            seeds,
-            device,
-            normalize_observations=cfg.normalize_observations,
-            scale_rewards=cfg.scale_rewards,
-        )
+        super().__init__(cfg, envs, seeds, device)
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps  # env_steps per run
         self.optimizer: Adam | RMSProp
         if cfg.optimizer == "adam":

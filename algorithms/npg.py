@@ -97,7 +97,7 @@ class Agent(OnPolicyAgent):
     """The natural policy gradient for R runs at once."""
 
     def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
-        super().__init__(cfg, envs, seeds, device, normalize_observations=cfg.normalize_observations)
+        super().__init__(cfg, envs, seeds, device)
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps  # env_steps per run
         self.optimizer = Adam(self.of_critic, cfg.adam_epsilon)
 

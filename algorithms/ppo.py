@@ -28,14 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.common.config import PerRun, per_run_tensors, require
-from algorithms.common.layers import MLP, Parameters, normalized_columns, orthogonal
-from algorithms.common.normalization import ObservationNormalizer, RewardScaler
+from algorithms.common.config import PerRun, require
+from algorithms.common.on_policy import OnPolicyAgent, explained_variance, standardize
 from algorithms.common.optimizers import Adam
-from algorithms.common.policies import Policy
-from algorithms.common.returns import gae
-from algorithms.common.rollouts import Collector, Rollout, by_run, by_time, evaluate, shuffled
-from algorithms.common.streams import Streams
+from algorithms.common.rollouts import Rollout, by_run, evaluate, shuffled
 
 SUPPORTS = {"discrete", "continuous"}
 BASELINES = "openai/baselines@ea25b9e"  # the source of the details below, as catalogued in arXiv:2005.12729
@@ -128,48 +124,23 @@ def value_slope(values: Tensor, old_values: Tensor, returns: Tensor, value_clip:
     return torch.where(outside, 0.0, error)
 
 
-def standardize(advantages: Tensor, active: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 over the last axis of [..., R, B], for runs whose `active` [R, 1] is not 0."""
-    scaled = (advantages - advantages.mean(-1, keepdim=True)) / (advantages.std(-1, keepdim=True) + 1e-8)
-    return torch.where(active > 0, scaled, advantages)
-
-
 def adapt_kl_coef(kl_coef: np.ndarray, kl: np.ndarray, kl_target: np.ndarray) -> np.ndarray:
     """Section 4's rule, [R]: beta / 2 if d < d_targ / 1.5, 2 beta if d > 1.5 d_targ; unchanged where d_targ is 0."""
     halved = np.where(kl < kl_target / 1.5, kl_coef / 2, kl_coef)
     return np.where(kl_target > 0, np.where(kl > kl_target * 1.5, kl_coef * 2, halved), kl_coef)
 
 
-class Agent:
+class Agent(OnPolicyAgent):
     """PPO for R runs at once."""
 
+    memory = (*OnPolicyAgent.memory, "kl_coef")
+
     def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
-        self.cfg, self.envs, self.device = cfg, envs, device
-        self.num_runs = len(seeds)
+        super().__init__(cfg, envs, seeds, device)
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps  # env_steps per run
-        self.streams = Streams(seeds)
-        self.policy = Policy(envs, cfg.hidden_sizes)
-        sizes = (envs.observation_shape[0], *cfg.hidden_sizes, 1)
-        self.critic = MLP("critic", sizes, scratch=self.policy.network.scratch)
-        self.parameters = Parameters(self.num_runs, self.policy.shapes() | self.critic.shapes(), device)
-        init, gain = (orthogonal, math.sqrt(2)) if cfg.initialization == "orthogonal" else (normalized_columns, 1.0)
-        self.policy.initialize(self.parameters, self.streams["actor"], init(gain), init(0.01))
-        self.critic.initialize(self.parameters, self.streams["critic"], init(gain), init(1.0))
         self.optimizer = Adam(self.parameters, cfg.adam_epsilon)
-        normalizer = ObservationNormalizer(self.num_runs, envs.observation_shape)
-        scaler = RewardScaler(self.num_runs, cfg.num_envs, cfg.gamma)
-        self.collector = Collector(
-            envs,
-            seeds,
-            normalizer if cfg.normalize_observations else None,
-            scaler if cfg.scale_rewards else None,
-            cfg.clip_actions,
-        )
-        self.coef = per_run_tensors(cfg, device)  # [R, 1]
         self.stops, self.clips_values = np.isfinite(cfg.target_kl).any(), np.isfinite(cfg.value_clip).any()
         self.kl_coef = cfg.kl_coef.copy()
-        self.iteration = 0
-        self.timers = self.collector.timers  # seconds
 
     def iterate(self) -> dict[str, np.ndarray]:
         """Algorithm 1: a rollout, then `num_epochs` passes over it. Returns metrics, each [R]."""
@@ -178,7 +149,7 @@ class Agent:
         start = time.perf_counter()
         batch = self._prepare(rollout)
         old_log_std = None if self.policy.discrete else self.parameters["log_std"].detach().clone()
-        left = np.maximum(1 - self.iteration * self.steps_per_iteration / cfg.anneal_steps, 0)
+        left = self._left(self.iteration * self.steps_per_iteration)
         active = np.ones(self.num_runs, bool)
         # Drawn for all passes: where runs stop early, how many draws one makes must not depend on its company.
         orders = [self.streams.permutation("minibatches", self.steps_per_iteration) for _ in range(cfg.num_epochs)]
@@ -196,32 +167,14 @@ class Agent:
         self.timers["learn"] += time.perf_counter() - start
         return metrics
 
-    def _collect(self) -> Rollout:
-        """T steps in every environment with the present policy."""
-        steps, envs = self.cfg.num_steps, self.cfg.num_envs
-        return self.collector.collect(steps, self.policy.sampler(self.streams, steps, envs))
-
     def _prepare(self, rollout: Rollout) -> Batch:
         """Log-probabilities, values and advantages of a rollout [T, R, N, ...], as a batch [R, T*N, ...]."""
-        cfg = self.cfg
         observations, actions = by_run(rollout.observations, self.device), by_run(rollout.actions, self.device)
         old = evaluate(self.policy.network, self.parameters, observations)
         values = evaluate(self.critic, self.parameters, observations).squeeze(-1)
-        successors = by_run(rollout.next_observations, self.device)
-        next_values = evaluate(self.critic, self.parameters, successors).squeeze(-1)
-        cut = rollout.truncations & (cfg.time_limit_bootstrap == 0)[:, None]
-        advantages = gae(
-            rollout.rewards,
-            by_time(values, cfg.num_steps),
-            by_time(next_values, cfg.num_steps),
-            rollout.terminations | cut,
-            rollout.terminations | rollout.truncations,
-            cfg.gamma,
-            cfg.gae_lambda,
-        )
+        (advantages,) = self._advantages(rollout, values, self.cfg.gae_lambda)
         log_probs = self.policy.distribution(old, self.policy.log_std()).log_prob(actions)
-        advantage = by_run(advantages, self.device)
-        return Batch(observations, actions, old, log_probs, values, advantage, advantage + values)
+        return Batch(observations, actions, old, log_probs, values, advantages, advantages + values)
 
     def _minibatches(self, batch: Batch, order: np.ndarray) -> Iterator[Batch]:
         """One pass in each run's own order [R, T*N]; entries [R, B, ...]."""
@@ -259,38 +212,16 @@ class Agent:
         outputs = evaluate(self.policy.network, self.parameters, batch.observations)
         new: Any = self.policy.distribution(outputs, self.policy.log_std())
         ratio = torch.exp(new.log_prob(batch.actions) - batch.old_log_probs)
-        unexplained = (batch.returns - batch.old_values).var(1) / (batch.returns.var(1) + 1e-8)
         metrics = {
             "kl": self.policy.distribution(batch.old, old_log_std).kl(new).mean(1),
             "clip_fraction": ((ratio - 1).abs() > self.coef["clip_coef"]).float().mean(1),
             "entropy": new.entropy().mean(1),
-            "explained_variance": 1 - unexplained,  # by the values before the update
+            "explained_variance": explained_variance(
+                batch.old_values, batch.returns
+            ),  # by the values before the update
             "kl_coef": torch.from_numpy(self.kl_coef),
         }
         return {name: value.double().cpu().numpy().copy() for name, value in metrics.items()}
-
-    def act(self, observations: np.ndarray, streams: Streams | None = None) -> np.ndarray:
-        """Actions [R, N, ...] for observations [R, N, O]: the mode, or a sample when streams are given."""
-        return self.collector.clip(self.policy.act(self.collector.normalize(observations), streams))
-
-    def diverged(self) -> np.ndarray:
-        """Runs whose weights are not finite: bool [R]."""
-        return ~self.parameters.finite()
-
-    def parameters_of(self, run: int) -> dict[str, np.ndarray]:
-        """The weights of one run, and the statistics its policy needs."""
-        return self.parameters.of_run(run) | self.collector.statistics_of(run)
-
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on exactly; the environments keep their own."""
-        parts = {name: getattr(self, name).state() for name in ("parameters", "optimizer", "streams", "collector")}
-        return parts | {"kl_coef": self.kl_coef, "iteration": self.iteration}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state()` was taken."""
-        for name in ("parameters", "optimizer", "streams", "collector"):
-            getattr(self, name).load_state(state[name])
-        self.kl_coef, self.iteration = state["kl_coef"], state["iteration"]
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class Agent(OnPolicyAgent):
 
     def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
         self.with_critic = cfg.baseline == "value"
-        super().__init__(cfg, envs, seeds, device, self.with_critic, normalize_observations=cfg.normalize_observations)
+        super().__init__(cfg, envs, seeds, device, self.with_critic)
         self.optimizer = Adam(self.of_policy, cfg.adam_epsilon)
         if self.with_critic:
             self.value_optimizer = Adam(self.of_critic, cfg.adam_epsilon)

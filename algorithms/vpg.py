@@ -102,14 +102,7 @@ class Agent(OnPolicyAgent):
     memory = (*OnPolicyAgent.memory, "value_optimizer", "step_size")
 
     def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
-        super().__init__(
-            cfg,
-            envs,
-            seeds,
-            device,
-            normalize_observations=cfg.normalize_observations,
-            scale_rewards=cfg.scale_rewards,
-        )
+        super().__init__(cfg, envs, seeds, device)
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps  # env_steps per run
         if not self.policy.discrete:
             self.parameters.fill("log_std", np.full(self.parameters["log_std"].shape, cfg.log_std))

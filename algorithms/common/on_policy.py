@@ -42,7 +42,7 @@ def require_shares(cfg: Any, *names: str) -> None:
 
 
 def standardize(advantages: Tensor, active: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 over the samples of [R, B], for runs whose `active` [R, 1] is not 0."""
+    """Mean 0 and standard deviation 1 over the last axis of [..., R, B], for runs whose `active` [R, 1] is not 0."""
     scaled = (advantages - advantages.mean(-1, keepdim=True)) / (advantages.std(-1, keepdim=True) + 1e-8)
     return torch.where(active > 0, scaled, advantages)
 
@@ -55,6 +55,8 @@ def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
 class OnPolicyAgent:
     """Networks, streams and the collector of R runs; an algorithm adds its optimizers and `iterate`.
 
+    `cfg` has hidden_sizes, initialization, normalize_observations and clip_actions, and scale_rewards where the
+    algorithm knows that switch.
     `memory` names what has to be saved: parts that have a `state()`, arrays and numbers. The policy's weights and the
     critic's, if there is one, lie in `parameters`; `of_policy` and `of_critic` are these parts of it.
     """
@@ -68,8 +70,6 @@ class OnPolicyAgent:
         seeds: Sequence[int],
         device: str = "cpu",
         with_critic: bool = True,
-        normalize_observations: bool = False,
-        scale_rewards: bool = False,
     ):
         self.cfg, self.envs, self.device = cfg, envs, device
         self.num_runs = len(seeds)
@@ -85,8 +85,9 @@ class OnPolicyAgent:
         if with_critic:
             self.critic, self.of_critic = critic, self.parameters.part(critic.shapes())
             critic.initialize(self.parameters, self.streams["critic"], hidden, critic_head, bias)
-        normalizer = ObservationNormalizer(self.num_runs, envs.observation_shape) if normalize_observations else None
-        scaler = RewardScaler(self.num_runs, envs.num_envs, cfg.gamma) if scale_rewards else None
+        normalizes, scales = cfg.normalize_observations, getattr(cfg, "scale_rewards", False)
+        normalizer = ObservationNormalizer(self.num_runs, envs.observation_shape) if normalizes else None
+        scaler = RewardScaler(self.num_runs, envs.num_envs, cfg.gamma) if scales else None
         self.collector = Collector(envs, seeds, normalizer, scaler, cfg.clip_actions)
         self.coef = per_run_tensors(cfg, device)  # [R, 1]
         self.iteration = 0

@@ -19,7 +19,6 @@ Departures from the source:
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,10 +28,10 @@ import numpy as np
 from algorithms.common.config import PerRun
 from algorithms.common.tabular import (
     STEPS,
+    ControlConfig,
     TableAgent,
     choose,
     exploration,
-    require_exploration,
     require_shares,
     soft_values,
     states_of,
@@ -42,20 +41,15 @@ SUPPORTS = {"tabular"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(ControlConfig):
     """Averages of first visits, as in the source, which leaves epsilon and gamma to the task."""
 
     alpha: PerRun = 0.1  # step size where samples are not averaged
     sample_average: PerRun = 1.0  # 1: the step size is 1 / visits of (s, a); 0: it is alpha
     every_visit: PerRun = 0.0  # 1: every visit is a sample; 0: the first one of an episode
-    gamma: PerRun = 1.0
-    epsilon: PerRun = 0.1
-    epsilon_end: PerRun = 0.0  # where epsilon is after falling linearly
-    epsilon_steps: PerRun = math.inf  # env_steps that this takes; inf: epsilon stays
-    num_envs: int = 1
 
     def __post_init__(self) -> None:
-        require_exploration(self)
+        super().__post_init__()
         require_shares(self, "every_visit")
 
 

@@ -19,22 +19,20 @@ Departures from the sources:
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from algorithms.common.config import PerRun
 from algorithms.common.tabular import (
     STEPS,
+    ControlConfig,
     Floats,
     Indices,
     TableAgent,
     choose,
     exploration,
-    require_exploration,
     states_of,
 )
 
@@ -42,21 +40,10 @@ SUPPORTS = {"tabular"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """The defaults are example 6.6's; alpha, which it leaves out, is that of ShangtongZhang/
-    reinforcement-learning-an-introduction@8d5965a chapter06/cliff_walking.py."""
+class Config(ControlConfig):
+    """Those of all learners here, and a second table."""
 
-    alpha: PerRun = 0.5
-    sample_average: PerRun = 0.0  # 1: the step size is 1 / visits of (s, a) in place of alpha
-    gamma: PerRun = 1.0
-    epsilon: PerRun = 0.1
-    epsilon_end: PerRun = 0.0  # where epsilon is after falling linearly
-    epsilon_steps: PerRun = math.inf  # env_steps that this takes; inf: epsilon stays
     double: bool = False  # Double Q-learning
-    num_envs: int = 1
-
-    def __post_init__(self) -> None:
-        require_exploration(self)
 
 
 class Agent(TableAgent):

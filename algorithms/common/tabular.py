@@ -7,6 +7,8 @@ and their updates follow one another in order of n, so that each sees what the o
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.common.config import require
+from algorithms.common.config import PerRun, require
 from algorithms.common.schedules import linear
 from algorithms.common.streams import Streams
 
@@ -32,11 +34,24 @@ def require_shares(cfg: Any, *names: str) -> None:
     require(cfg.num_envs >= 1, f"num_envs is {cfg.num_envs}; it must be at least 1")
 
 
-def require_exploration(cfg: Any) -> None:
-    """The same for the settings of an epsilon-greedy learner."""
-    require_shares(cfg, "alpha", "gamma", "epsilon", "epsilon_end", "sample_average")
-    steps = np.asarray(cfg.epsilon_steps)
-    require(bool(np.all(steps > 0)), f"epsilon_steps is {steps}; it must be positive, inf for a constant epsilon")
+@dataclasses.dataclass(frozen=True)
+class ControlConfig:
+    """What epsilon-greedy learners on tables have in common. The defaults are those of Sutton & Barto's example 6.6;
+    alpha, which it leaves out, is that of ShangtongZhang/reinforcement-learning-an-introduction@8d5965a
+    chapter06/cliff_walking.py."""
+
+    alpha: PerRun = 0.5
+    sample_average: PerRun = 0.0  # 1: the step size is 1 / visits of (s, a) in place of alpha
+    gamma: PerRun = 1.0
+    epsilon: PerRun = 0.1
+    epsilon_end: PerRun = 0.0  # where epsilon is after falling linearly
+    epsilon_steps: PerRun = math.inf  # env_steps that this takes; inf: epsilon stays
+    num_envs: int = 1
+
+    def __post_init__(self) -> None:
+        require_shares(self, "alpha", "gamma", "epsilon", "epsilon_end", "sample_average")
+        steps = np.asarray(self.epsilon_steps)
+        require(bool(np.all(steps > 0)), f"epsilon_steps is {steps}; it must be positive, inf for a constant epsilon")
 
 
 def states_of(observations: np.ndarray) -> Indices:

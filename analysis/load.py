@@ -23,6 +23,7 @@ import os
 import shutil
 import sys
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -388,11 +389,10 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
             raise ResultsError(
                 f"{shipped}: not readable ({error}); restore it from the repository or ship the runs again"
             ) from None
+        whole = [shared["common"] | shared.get("group", {}).get(line.get("group"), {}) | line for line in lines]
         return [
-            shared["common"]
-            | line
-            | {name: shared[name][line[name]] for name in ("config", "fingerprint") if name in line}
-            for line in lines
+            line | {name: shared[name][line[name]] for name in ("config", "fingerprint") if name in line}
+            for line in whole
         ]
     return [read_manifest(path / "manifest.json") for path in run_folders(folder)]
 
@@ -640,8 +640,12 @@ def _write(path: Path, write: Any) -> None:
 
 
 def _compact(every: list[dict[str, Any]]) -> list[str]:
-    """First line: {"common": fields equal in all runs, "config" and "fingerprint": digest -> value}; then the runs."""
-    shared: dict[str, Any] = {"common": {}, "config": {}, "fingerprint": {}}
+    """A first line of what runs share, then the runs.
+
+    {"common": fields equal in all runs, "group": name -> other fields equal in a group, "config" and "fingerprint":
+    digest -> value}.
+    """
+    shared: dict[str, Any] = {"common": {}, "group": {}, "config": {}, "fingerprint": {}}
     lines = []
     for manifest in every:
         line = dict(manifest)
@@ -655,13 +659,29 @@ def _compact(every: list[dict[str, Any]]) -> list[str]:
             else:
                 line.pop(name, None)
         lines.append(line)
-    for name in lines[0] if lines else []:
-        if name not in ("config", "fingerprint") and all(
-            name in line and line[name] == lines[0][name] for line in lines
-        ):
-            shared["common"][name] = lines[0][name]
-    kept = [{name: value for name, value in line.items() if name not in shared["common"]} for line in lines]
+    shared["common"] = _alike(lines)
+    lines = [_without(line, shared["common"]) for line in lines]
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        if "group" in line:
+            groups[line["group"]].append(line)
+    shared["group"] = {name: _alike(members) for name, members in groups.items()}
+    kept = [_without(line, shared["group"].get(line.get("group"), {})) for line in lines]
     return [json.dumps(entry, sort_keys=True) for entry in (shared, *kept)]
+
+
+def _alike(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The fields that have one value in all lines, but for the group's name, by which others are found."""
+    first = lines[0] if lines else {}
+    return {
+        name: value
+        for name, value in first.items()
+        if name != "group" and all(name in line and line[name] == value for line in lines)
+    }
+
+
+def _without(line: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in fields}
 
 
 def ship_main(argv: Sequence[str] | None = None) -> int:

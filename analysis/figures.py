@@ -9,6 +9,7 @@ which stay apart for colour-blind readers; dashes repeat what shade says.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import textwrap
@@ -116,18 +117,21 @@ def families(labels: Iterable[str]) -> dict[str, list[str]]:
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """A hue per family, from light to dark within it; dashes tell the members apart without colour."""
+    """A hue per family, from light to dark within it; dashes tell the members apart without colour.
+
+    Where there are more families than hues, those of the second round start with the second dash.
+    """
     found = {}
-    hues = iter(HUES * (1 + len(labels) // len(HUES)))
+    hues = ((hue, number) for number in itertools.count() for hue in HUES)
     for name, members in families(labels).items():
-        hue = SLATE if re.search(r"\bno(ne\b|[- ])", name.lower()) else next(hues)
+        hue, first = (SLATE, 0) if re.search(r"\bno(ne\b|[- ])", name.lower()) else next(hues)
         for place, label in enumerate(members):
             shift = 0.0 if len(members) == 1 else np.linspace(0.35, -0.40, len(members))[place]
             base = np.array(to_rgb(hue))
             red, green, blue = (
                 float(part) for part in (base + (1.0 - base) * shift if shift > 0 else base * (1 + shift))
             )
-            found[label] = Look((red, green, blue), DASHES[place % len(DASHES)], hue)
+            found[label] = Look((red, green, blue), DASHES[(first + place) % len(DASHES)], hue)
     return found
 
 

@@ -98,6 +98,12 @@ def test_families_share_a_hue_and_no_two_lines_look_alike():
     assert look["clip-0.1"].hue == look["clip-0.3"].hue
 
 
+def test_more_families_than_hues_are_told_apart_by_dashes() -> None:
+    labels = [f"+{letter}" for letter in "abcdefghijklmnopqrst"]
+    look = figures.looks(labels)
+    assert len({(look[label].colour, str(look[label].dash)) for label in labels}) == len(labels)
+
+
 def test_a_number_alone_is_its_own_family():
     assert figures.family("100") == "100"
 

@@ -88,6 +88,16 @@ class Parameters:
         """Take over another's weights (a target network's update)."""
         self.flat.copy_(other.flat)
 
+    @torch.no_grad()
+    def lerp_(self, other: Parameters, share: np.ndarray) -> None:
+        """Go `share` [R] of the way to another's weights (Polyak averaging); 0 leaves a run as it is."""
+        for value in np.unique(share[share != 0]).tolist():
+            runs = (share == value).nonzero()[0].tolist()
+            if len(runs) == self.num_runs:
+                self.flat.lerp_(other.flat, value)
+            else:
+                torch._foreach_lerp_(self.slices(self.flat, runs), other.slices(other.flat, runs), value)
+
     def finite(self) -> np.ndarray:
         """Per run, whether every weight is finite: bool [R]."""
         sums = torch.stack([view.detach().flatten(1).abs().sum(1) for view in self.views.values()], 1)
@@ -195,7 +205,7 @@ class MLP:
         return _MLPFunction.apply(inputs, self.activation, *self._weights(parameters))
 
     @torch.no_grad()
-    def forward(self, parameters: Parameters, inputs: Tensor) -> list[Tensor]:
+    def forward(self, parameters: Parameters | Mapping[str, Tensor], inputs: Tensor) -> list[Tensor]:
         """Every layer's output, the inputs first and the network's output last: what `backward` needs.
 
         Hidden layers lie in `scratch`: they hold until the next `forward` of a network that shares it.
@@ -207,6 +217,25 @@ class MLP:
         """Write d loss / d weights into `parameters.grad`; `layers` from `forward`, `delta` is d loss / d outputs."""
         grads = [parameters.grads[name] for name in self._names]
         _backward(layers[:-1], self._weights(parameters)[::2], self.activation, delta, grads, scratch=self.scratch)
+
+    @torch.no_grad()
+    def to_inputs(self, parameters: Parameters | Mapping[str, Tensor], layers: list[Tensor], delta: Tensor) -> Tensor:
+        """d loss / d inputs [R, B, in], weights held fixed; the arguments are those of `backward`.
+
+        The result lies in `scratch`: it holds until the next backward pass.
+        """
+        weights = self._weights(parameters)[::2]
+        by_inputs = _backward(layers[:-1], weights, self.activation, delta, None, True, self.scratch)
+        assert by_inputs is not None
+        return by_inputs
+
+    @torch.no_grad()
+    def deltas(self, parameters: Parameters, layers: list[Tensor], delta: Tensor) -> list[Tensor]:
+        """d loss / d (each layer's sums, before its activation), [R, B, out]; arguments as `backward`'s."""
+        weights, result = self._weights(parameters)[::2], [delta]
+        for k in range(len(weights) - 1, 0, -1):
+            result.insert(0, _to_inputs(result[0], weights[k], layers[k], self.activation))
+        return result
 
     @torch.no_grad()
     def tangent(self, parameters: Parameters, layers: list[Tensor], direction: Mapping[str, Tensor]) -> Tensor:
@@ -253,7 +282,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) 
     return torch.baddbmm(bias, x, weight, out=out)
 
 
-def _tanh_(x: Tensor) -> Tensor:
+def tanh_(x: Tensor) -> Tensor:
     """In-place tanh; NumPy's is vectorised on every CPU, torch's only on some."""
     if x.is_cuda:
         return x.tanh_()
@@ -272,7 +301,7 @@ def _forward(
         out = scratch(f"layer{k}", *inputs.shape[:2], width, like=inputs) if scratch and hidden and width > 1 else None
         x = _linear(layers[-1], weights[k], weights[k + 1], out)
         if hidden:
-            x = _tanh_(x) if activation == "tanh" else x.clamp_(min=0)
+            x = tanh_(x) if activation == "tanh" else x.clamp_(min=0)
         layers.append(x)
     return layers
 
@@ -282,32 +311,38 @@ def _backward(
     weights: Sequence[Tensor],
     activation: str,
     delta: Tensor,
-    grads: Sequence[Tensor],
+    grads: Sequence[Tensor] | None,
     to_inputs: bool = False,
     scratch: Scratch | None = None,
 ) -> Tensor | None:
-    """Write the gradients of weights and biases into `grads`; `inputs` are each layer's. Returns that of the first
-    layer's inputs if it is asked for."""
+    """Write the gradients of weights and biases into `grads`, if there are any; `inputs` are each layer's. Returns that
+    of the first layer's inputs if it is asked for."""
     for k in range(len(weights) - 1, -1, -1):
         x, weight = inputs[k], weights[k]
         narrow = weight.shape[2] == 1  # see _linear
-        torch.sum(delta, 1, keepdim=True, out=grads[2 * k + 1])
-        if narrow:
-            torch.sum(x * delta, 1, out=grads[2 * k].squeeze(-1))
-        else:
-            torch.bmm(x.transpose(1, 2), delta, out=grads[2 * k])
+        if grads is not None:
+            torch.sum(delta, 1, keepdim=True, out=grads[2 * k + 1])
+            if narrow:
+                torch.sum(x * delta, 1, out=grads[2 * k].squeeze(-1))
+            else:
+                torch.bmm(x.transpose(1, 2), delta, out=grads[2 * k])
         if k == 0 and not to_inputs:
             return None
         out = scratch(f"delta{k % 2}", *x.shape, like=x) if scratch else None
-        if narrow:
-            delta = torch.mul(delta, weight.transpose(1, 2), out=out)
-        else:
-            delta = torch.bmm(delta, weight.transpose(1, 2), out=out)
-        if k > 0:  # x is the activation's output, from which its derivative follows
-            if activation == "tanh":
-                torch.ops.aten.tanh_backward.grad_input(delta, x, grad_input=delta)
-            else:
-                torch.ops.aten.threshold_backward.grad_input(delta, x, 0.0, grad_input=delta)
+        delta = _to_inputs(delta, weight, x, activation if k > 0 else None, out)
+    return delta
+
+
+def _to_inputs(delta: Tensor, weight: Tensor, x: Tensor, activation: str | None, out: Tensor | None = None) -> Tensor:
+    """From d loss / d (x W) to that by x, or by the sums whose activation x is."""
+    if weight.shape[2] == 1:  # see _linear
+        delta = torch.mul(delta, weight.transpose(1, 2), out=out)
+    else:
+        delta = torch.bmm(delta, weight.transpose(1, 2), out=out)
+    if activation == "tanh":  # x is the activation's output, from which its derivative follows
+        torch.ops.aten.tanh_backward.grad_input(delta, x, grad_input=delta)
+    elif activation == "relu":
+        torch.ops.aten.threshold_backward.grad_input(delta, x, 0.0, grad_input=delta)
     return delta
 
 

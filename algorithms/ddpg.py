@@ -1,0 +1,167 @@
+"""Deep deterministic policy gradient: Lillicrap et al. 2015, "Continuous control with deep reinforcement learning",
+arXiv:1509.02971.
+
+Its algorithm 1: act by a deterministic policy mu with noise, keep the transitions, and after every step descend
+
+    L = mean_b( r + gamma Q'(s', mu'(s')) - Q(s, a) )^2,
+
+then ascend the deterministic policy gradient mean_b grad_a Q(s, a)|_{a = mu(s)} grad_theta mu(s) (equation 6). Q' and
+mu' are networks whose weights follow those of Q and mu, theta' <- tau theta + (1 - tau) theta'. With tau = 1 there are
+no target networks: Q and mu are their own.
+
+The noise is an Ornstein-Uhlenbeck process, x <- x - noise_theta x + noise_std N(0, 1), which begins at 0 with every
+episode; with noise_theta = 1 it is independent Gaussian noise.
+
+Axes: observations [R, N, O], batches [R, B, ...], critics' outputs [R, 1, B, 1]; R runs, N environments, B drawn
+transitions, A numbers of an action.
+
+Departures from the paper:
+- Low-dimensional observations only. No batch normalization.
+- The critic sees the action at its first layer, not its second, as in sfujim/TD3@6a9f761 OurDDPG.py and most others.
+- A time limit is no end of the task: only terminations stop bootstrapping.
+- Actions are numbers in [-1, 1] for the critic and the noise (see `common/off_policy.py`), and noisy ones are clipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from algorithms.common.config import PerRun, require
+from algorithms.common.layers import Parameters, tanh_
+from algorithms.common.off_policy import STEPS, Learned, OffPolicyAgent, check_settings
+from algorithms.common.on_policy import require_shares
+from algorithms.common.replay import Transitions
+from algorithms.common.streams import Streams
+
+SUPPORTS = {"continuous"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The defaults are the paper's (section 7, "Experiment details")."""
+
+    learning_rate: PerRun = 1e-3  # of Q
+    actor_learning_rate: PerRun = 1e-4
+    gamma: PerRun = 0.99
+    tau: PerRun = 0.001  # 1: no target networks
+    weight_decay: PerRun = 1e-2  # of Q: times the weights, added to the gradient as in sfujim/TD3@6a9f761 DDPG.py
+    noise_theta: PerRun = 0.15  # share of the noise that is lost in a step; 1: independent from step to step
+    noise_std: PerRun = 0.2  # sigma, of what is added in a step; half the action's range is 1
+    train_period: int = 1  # env_steps per update
+    random_steps: int = 0  # env_steps of uniformly random actions at first
+    learning_starts: int = 64  # env_steps before the first update: a batch; the paper does not say
+    buffer_size: int = 1_000_000  # transitions
+    batch_size: int = 64  # B
+    num_envs: int = 1
+    hidden_sizes: tuple[int, ...] = (400, 300)
+    last_layer: float = 3e-3  # weights of the last layers start uniform in +- this; 0: in 1/sqrt(in), as the others
+    adam_epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        require_shares(self, "noise_theta")
+        for name in ("weight_decay", "noise_std", "last_layer"):
+            value = np.asarray(getattr(self, name))
+            require(bool(np.all(value >= 0)), f"{name} is {value}; it must not be negative")
+
+
+def td_targets(rewards: Tensor, discounts: Tensor, next_values: Tensor) -> Tensor:
+    """y = r + gamma Q'(s', a'), and r where the task ended at s' (its discount is 0): [R, B] each."""
+    return rewards + discounts * next_values
+
+
+def noise_step(noise: np.ndarray, theta: np.ndarray, std: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """x - theta x + sigma N(0, 1): [R, N, A], `theta` and `std` [R, 1, 1]."""
+    return (1 - theta) * noise + std * normal
+
+
+class Agent(OffPolicyAgent):
+    """DDPG for R runs at once."""
+
+    memory = (*OffPolicyAgent.memory, "target_parameters", "noise")
+
+    def __init__(self, cfg: Any, envs: Any, seeds: Sequence[int], device: str = "cpu", num_critics: int = 1):
+        super().__init__(cfg, envs, seeds, device, num_critics=num_critics, last_layer=cfg.last_layer)
+        self.target_parameters = Parameters(self.num_runs, self.actor.shapes(), device)  # of mu'
+        self.target_parameters.copy_(self.parameters)
+        self.noise = np.zeros((self.num_runs, cfg.num_envs, self.action_size), np.float32)  # x
+
+    def _explorer(self) -> Callable[[np.ndarray, int], np.ndarray]:
+        """mu(s) + x, x from the stream `actions`."""
+        theta, std = (x.astype(np.float32)[:, None, None] for x in (self.cfg.noise_theta, self.cfg.noise_std))
+        normal = self.streams.normal("actions", (STEPS, self.cfg.num_envs, self.action_size), axis=1)
+
+        def explore(observations: np.ndarray, t: int) -> np.ndarray:
+            noise = np.where(self.started[..., None], 0, self.noise)
+            self.noise = noise_step(noise, theta, std, normal[t])
+            return np.clip(np.tanh(self.actor_outputs(observations)) + self.noise, -1, 1)
+
+        return explore
+
+    def _learn(self, uniform: np.ndarray, *noise: Tensor) -> Learned:
+        """One update of Q, mu, Q' and mu'."""
+        batch = self.replay.sample(uniform)
+        learned = self._update_critics(batch, self._targets(batch))
+        self._update_actor(batch)
+        self._update_targets(self.cfg.tau)
+        return learned
+
+    @torch.no_grad()
+    def _targets(self, batch: Transitions) -> Tensor:
+        """What the transitions say Q(s, a) should be: [R, B]."""
+        next_actions = tanh_(self.actor.forward(self.target_parameters, batch.next_observations)[-1])
+        next_values, _ = self.critics.forward(self.critics.target, batch.next_observations, next_actions)
+        return td_targets(batch.rewards, batch.discounts, self._estimate(next_values))
+
+    @torch.no_grad()
+    def _update_critics(self, batch: Transitions, targets: Tensor) -> Learned:
+        """One step down mean_b (y - Q(s, a))^2, for each critic."""
+        outputs, layers = self.critics.forward(self.critics.parameters, batch.observations, batch.actions)
+        errors = outputs - targets[:, None, :, None]  # [R, N, B, 1]
+        self.critics.backward(layers, errors * (2 / self.cfg.batch_size))
+        self._decay_weights()
+        self.critic_optimizer.step(np.repeat(self.cfg.learning_rate, self.critics.num_critics))
+        return {"critic_loss": errors.square(), "q_values": outputs}
+
+    def _decay_weights(self) -> None:
+        """Add the gradient of weight_decay / 2 times the squared weights. Rounds twice wherever a run's slice lies."""
+        if not self.cfg.weight_decay.any():
+            return
+        parameters = self.critics.parameters
+        shares = self.coef["weight_decay"].repeat_interleave(self.critics.num_critics, 0)
+        for view, grad in zip(parameters.views.values(), parameters.grads.values(), strict=True):
+            grad.add_(view.detach() * shares.unsqueeze(2))
+
+    @torch.no_grad()
+    def _update_actor(self, batch: Transitions, active: np.ndarray | None = None) -> None:
+        """One step up mean_b Q_1(s, mu(s)) by equation 6's chain rule; runs that are not active stay as they are."""
+        layers = self.actor.forward(self.parameters, batch.observations)
+        actions = tanh_(layers[-1])
+        share = torch.full_like(batch.rewards, -1 / self.cfg.batch_size).unsqueeze(2)
+        by_actions = self.critics.first_to_actions(batch.observations, actions, share)
+        self.actor.backward(self.parameters, layers, by_actions * (1 - actions.square()))
+        self.actor_optimizer.step(self.cfg.actor_learning_rate, active=active)
+
+    def _update_targets(self, tau: np.ndarray) -> None:
+        self.critics.follow(tau)
+        self.target_parameters.lerp_(self.parameters, tau)
+
+    def act(self, observations: np.ndarray, streams: Streams | None = None) -> np.ndarray:
+        """Actions [R, N, A] for observations [R, N, O]: mu(s), or with a step's noise when streams are given."""
+        actions = np.tanh(self.actor_outputs(observations))
+        if streams is not None:
+            std = self.cfg.noise_std.astype(np.float32)[:, None, None]
+            actions = np.clip(actions + std * streams.normal("actions", actions.shape[1:]), -1, 1)
+        return self.to_box(actions)
+
+
+if __name__ == "__main__":
+    from bench.cli import train_main
+
+    train_main("ddpg")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis import decisions, load, verify
+from analysis import decisions, decisions_policy, load, verify
 from analysis.load import Results
 from analysis.rule import Verdict
 
@@ -92,4 +92,9 @@ DECIDE: dict[str, Callable[..., Claim]] = {
     "S3": by(decisions.overestimation),
     "S4": by(decisions.rainbow),
     "S5": by(decisions.single_parts),
+    "S6": by(decisions_policy.variance),
+    "S7": by(decisions_policy.entropy),
+    "S8": by(decisions_policy.collapse),
+    "S10": by(decisions_policy.ppo_over_trpo),
+    "T4": by(decisions_policy.figure_3),
 }

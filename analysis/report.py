@@ -141,6 +141,13 @@ def breakable(name: str) -> Any:
     return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[a-z])(?=[A-Z])", str(name).replace("-", "‑")))
 
 
+def prose(text: str) -> Any:
+    """A description whose `names` between backticks are set as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def make(results: Results, out_dir: Path, command: str | None = None) -> Path:
     """Writes the page, tables and figures of an experiment into `out_dir` and returns the page's path."""
     return compose(tables.study(results), out_dir, command)[0]
@@ -176,7 +183,13 @@ def compose(this: Study, out_dir: Path, command: str | None = None) -> tuple[Pat
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"cell": cell, "numeric": tables.numeric, "data_uri": data_uri, "breakable": breakable}
+    environment.filters |= {
+        "cell": cell,
+        "numeric": tables.numeric,
+        "data_uri": data_uri,
+        "breakable": breakable,
+        "prose": prose,
+    }
     page = environment.get_template("report.html").render(
         title=results.experiment.get("title") or results.name,
         name=results.name,

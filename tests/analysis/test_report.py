@@ -241,6 +241,10 @@ def test_numbers_are_short_and_intervals_share_their_digits():
     assert tables.spanned(812.4, 9.0, 1000.0) == "812 [9, 1,000]"
 
 
+def test_names_in_a_description_are_code_and_nothing_else_is_markup():
+    assert report.prose("preset `paper` & <b>") == "preset <code>paper</code> &amp; &lt;b&gt;"
+
+
 def test_analysis_does_not_import_what_trains():
     code = "import sys, analysis.report; print({'torch', 'gymnasium', 'algorithms', 'bench'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=scores.ROOT)

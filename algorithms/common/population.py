@@ -76,6 +76,7 @@ class PopulationAgent:
         self.returns = np.zeros((self.num_runs, num_members))  # of the members that are finished
         self.taken, self.finished = np.zeros(self.num_runs, np.int64), np.zeros(self.num_runs, np.int64)
         self.generation = np.zeros(self.num_runs, np.int64)
+        self.bonus = np.zeros((self.num_runs, 1))  # taken off every reward
 
     def _members(self, runs: np.ndarray, members: np.ndarray, centres: np.ndarray) -> np.ndarray:
         """The weights [K, D] of members [K] of the runs [K], whose centres are [K, D]; from `noise`."""
@@ -121,7 +122,7 @@ class PopulationAgent:
 
     def _count(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
         """Adds a step [1, R, N, ...]; returns runs [K] and environments [K] whose episode has ended."""
-        self.so_far += rollout.rewards[0]
+        self.so_far += rollout.rewards[0] - self.bonus
         runs, environments = (rollout.terminations | rollout.truncations)[0].nonzero()
         members = self.member[runs, environments]
         counts = members < self.num_members
@@ -171,7 +172,7 @@ class PopulationAgent:
         """The weights of one run's centre, and the statistics its policy needs."""
         moments = self.normalizer.moments
         statistics = {"observations.mean": moments.mean[run], "observations.variance": moments.variance[run]}
-        return self.parameters.of_run(run) | (statistics if self.cfg.normalize_observations else {})
+        return self.learned.of_run(run) | (statistics if self.cfg.normalize_observations else {})
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on exactly; the environments keep their own."""
@@ -188,3 +189,26 @@ class PopulationAgent:
             else:
                 setattr(self, name, copy.copy(state[name]))
         self.normalizer.moments.load_state(state["normalizer"])
+
+
+class MirroredAgent(PopulationAgent):
+    """A population of K pairs: member 2 k is the centre plus `cfg.direction_std` times direction k, member 2 k + 1 the
+    centre minus that."""
+
+    def __init__(self, cfg: Any, envs: Any, seeds: Sequence[int], num_directions: int, device: str, **more: Any):
+        super().__init__(cfg, envs, seeds, 2 * num_directions, num_directions, device, **more)
+
+    def _members(self, runs: np.ndarray, members: np.ndarray, centres: np.ndarray) -> np.ndarray:
+        scale = (self.cfg.direction_std[runs] * (1 - 2 * (members % 2))).astype(np.float32)
+        weights: np.ndarray = centres + scale[:, None] * self.noise[runs, members // 2]
+        return weights
+
+    def pairs(self, run: int) -> np.ndarray:
+        """Returns [K, 2] of a run's members: plus and minus each direction."""
+        return self.returns[run].reshape(-1, 2)
+
+
+def weighted_sum(weights: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """sum_k weights_k directions_k, [K] and [K, D] -> float64 [D]; as a sum of rows, whose order is always the same."""
+    total: np.ndarray = (weights[:, None] * directions.astype(np.float64)).sum(0)
+    return total

@@ -26,6 +26,7 @@ SMALL = {
     "buffer_size": 64, "learning_starts": 24, "train_period": 2, "target_period": 16, "epsilon_steps": 400.0,
     "num_atoms": 11, "num_quantiles": 5, "num_target_quantiles": 6, "num_acting_quantiles": 4, "num_cosines": 8,
     "num_episodes": 1, "num_value_steps": 3, "line_search_steps": 4, "num_members": 4,
+    "num_directions": 2, "num_top": 1,
     "random_steps": 20, "num_critics": 2, "critic_hidden_sizes": (32, 32),
 }  # fmt: skip
 
@@ -36,15 +37,16 @@ PROBE = {
     "v_min": -3.0, "v_max": 3.0, "num_atoms": 31, "num_quantiles": 16, "num_target_quantiles": 8,
     "num_acting_quantiles": 8, "num_cosines": 16, "importance_steps": 6000.0, "alpha": 0.1,
     "num_episodes": 16, "num_value_steps": 8, "value_learning_rate": 3e-3, "baseline": "value", "num_members": 64,
+    "num_directions": 16, "num_top": 8, "direction_std": 0.1, "bias": True,
     "actor_learning_rate": 3e-3, "tau": 0.05, "weight_decay": 0.0, "random_steps": 200, "alpha_learning_rate": 3e-3,
-    "critic_hidden_sizes": (32, 32),
+    "critic_hidden_sizes": (32, 32), "num_critics": 2,
 }  # fmt: skip
 
 # The same budget in more updates, for algorithms that make one step of the policy with each rollout.
 PROBE_OF = {
-    "a2c": {"num_steps": 8}, "a2c_trust_region": {"num_steps": 8}, "vpg": {"num_steps": 4},
+    "a2c": {"num_steps": 8}, "a2c_trust_region": {"num_steps": 5}, "vpg": {"num_steps": 4},
     "acktr": {
-        "num_steps": 8, "fisher_subsample": 1, "kl_target": 0.0, "learning_rate": 0.3, "policy_delta": 0.02,
+        "num_steps": 8, "fisher_subsample": 1, "kl_target": 0.0, "learning_rate": 0.03, "policy_delta": 0.01,
         "value_learning_rate": 0.3, "value_delta": 0.05,
     },
 }  # fmt: skip
@@ -61,10 +63,11 @@ PER_RUN: dict[str, Sequence[float]] = {
     "n": (4.0, 1.0, 9.0, 32.0),
     "delta": (0.01, 0.1, 1e-3), "cg_damping": (0.1, 1e-3, 0.01, 0.1, 1.0), "kl_slack": (1.0, 1.5, 0.01, 0.2),
     "double": (1.0, 0.0),
+    "policy_delta": (5e-3, 0.1, inf, 1e-4, inf, 0.03, inf), "value_delta": (0.04, 1.0, inf, 1e-3),
     "noise_theta": (0.15, 1.0), "weight_decay": (0.01, 0.0, 0.1), "tau": (0.01, 1.0, 0.1),
     "policy_period": (2.0, 1.0, 3.0), "automatic": (1.0, 0.0),
 }  # fmt: skip
-EVOLUTION = {"cem"}  # draw weights, not actions, and know no values
+EVOLUTION = {"ars", "cem", "es"}  # draw weights, not actions, and know no values
 PLANNERS = {"policy_iteration", "value_iteration"}  # know the model, and draw nothing
 FRACTIONS = (1.0, 0.5, 0.9, 0.99)  # of the default, for the other fields
 

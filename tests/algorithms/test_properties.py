@@ -50,6 +50,7 @@ SEEDS = [1000 + 7 * i for i in range(33)]
 GROUPS = [[0], [1], [16], [32], [31, 32], [0, 1, 2], [30, 2, 9], [7, 8, 9, 10, 11], list(range(20, 10, -1))]
 FEW = [[0], [4], [8], [7, 8], [6, 2, 0]]  # of nine: enough for algorithms that share the loop of one of `LOOPS`
 LOOPS = ("ppo", "dqn", "q_learning")
+WILD = {"initial_std": 1e39, "direction_std": 1e39}  # of weights: more than float32 holds
 
 
 @pytest.mark.parametrize(("algorithm", "task", "structure"), CASES)
@@ -92,10 +93,10 @@ def test_a_diverged_run_harms_no_other(algorithm: str) -> None:
     for task in tasks(algorithm):
         runs = mixed(algorithm, 5)
         healthy = train(algorithm, task, runs, SEEDS[:5])
-        runs[2] = runs[2] | {"learning_rate": 1e38, "anneal_steps": inf, "target_kl": inf, "initial_std": 1e39}
+        runs[2] = runs[2] | {"learning_rate": 1e38, "anneal_steps": inf, "target_kl": inf, **WILD}
         runs[2] = {name: value for name, value in runs[2].items() if name in runs[0]}
         agent = make(algorithm, task, runs, SEEDS[:5])
-        if not {"learning_rate", "initial_std"} & set(runs[2]):  # what tables hold are bounded averages
+        if not {"learning_rate", *WILD} & set(runs[2]):  # what tables hold are bounded averages
             state = agent.state()
             for name in agent.parameters_of(2):
                 state[name][2] = np.nan

@@ -1,5 +1,5 @@
-"""Evolution on the weights of policies: who plays when, by a task that tells; CEM by hand, against a literal loop, and
-on a function whose optimum is known."""
+"""Evolution on the weights of policies: who plays when, by a task that tells; CEM, ARS and ES by hand, against literal
+loops, and on functions whose optimum is known."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cases import make
 from numpy.typing import NDArray
 from probes import ActionToReward
 
 import algorithms
-from algorithms import cem
+from algorithms import ars, cem, es
 from algorithms.common.config import load_config, stack
 from suites.vector import Step, VectorEnv
 
@@ -68,6 +69,8 @@ def vector_of(agent: Any, run: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------- the population
 SMALL: dict[str, dict[str, Any]] = {
     "cem": {"num_members": 6, "hidden_sizes": []},
+    "ars": {"num_directions": 3, "num_top": 2, "bias": True},
+    "es": {"num_directions": 3, "hidden_sizes": []},
 }
 
 
@@ -105,9 +108,10 @@ def test_every_member_plays_one_whole_episode(algorithm: str, num_envs: int) -> 
             assert len(told) == len(own) * agent.num_members + agent.finished[run]
 
 
-def test_statistics_are_of_all_states_until_the_generation_began() -> None:
+@pytest.mark.parametrize("algorithm", SMALL)
+def test_statistics_are_of_all_states_until_the_generation_began(algorithm: str) -> None:
     envs = Telltale(2, 2, tells=True)
-    agent = build("cem", envs, [SMALL["cem"] | {"num_envs": 2}] * 2)
+    agent = build(algorithm, envs, [SMALL[algorithm] | {"num_envs": 2}] * 2)
     end, told = agent._end_generation, {}
 
     def recorded(run: int) -> dict[str, float]:
@@ -204,3 +208,139 @@ def test_cem_presets() -> None:
 
 def load_settings(preset: str) -> dict[str, Any]:
     return algorithms.common.config.presets("cem")[preset]
+
+
+# ------------------------------------------------------------------------------------------------------------------ ARS
+def test_ars_direction_by_hand() -> None:
+    """Of three directions the two with the best single return, 5 and 4; 5, 0, 3 and 4 have the deviation sqrt(3.5)."""
+    pairs, directions = np.array([[1.0, 2.0], [5.0, 0.0], [3.0, 4.0]]), np.eye(3)
+    sigma = math.sqrt(3.5)
+    assert ars.direction_of(pairs, directions, 2) == pytest.approx([0.0, 5 / (2 * sigma), -1 / (2 * sigma)])
+    assert ars.direction_of(pairs, directions, 1) == pytest.approx([0.0, 5 / 2.5, 0.0])
+    assert ars.direction_of(np.full((3, 2), 7.0), directions, 3).tolist() == [0.0] * 3  # of nothing, nothing
+
+
+def test_ars_against_a_literal_loop() -> None:
+    """Algorithm 2 one direction and one weight at a time, from the noise the agent drew."""
+    runs = [{}, {"learning_rate": 0.1, "direction_std": 0.2}]
+    shared = {"num_directions": 7, "num_top": 3, "bias": True}
+    agent = build("ars", ActionToReward(2, 1, False), [shared | run for run in runs])
+
+    def score(weights: Any) -> float:
+        return math.sin(3 * weights[0]) - (weights[1] - 1) ** 2
+
+    centres = [[0.0, 0.0], [0.0, 0.0]]
+    for _ in range(6):
+        noise = agent.noise.astype(np.float64)
+        play(agent, score)
+        for i, run in enumerate(runs):
+            alpha, nu = run.get("learning_rate", 0.02), run.get("direction_std", 0.03)
+            played = []
+            for k in range(7):
+                plus = score([centres[i][d] + nu * noise[i, k, d] for d in range(2)])
+                minus = score([centres[i][d] - nu * noise[i, k, d] for d in range(2)])
+                played.append((max(plus, minus), plus, minus, k))
+            best = sorted(played, reverse=True)[:3]
+            returns = [r for _, plus, minus, _ in best for r in (plus, minus)]
+            mean = sum(returns) / 6
+            sigma = math.sqrt(sum((r - mean) ** 2 for r in returns) / 6)
+            for d in range(2):
+                change = sum((plus - minus) * noise[i, k, d] for _, plus, minus, k in best)
+                centres[i][d] += alpha / (3 * sigma) * change
+            assert vector_of(agent, i) == pytest.approx(centres[i], abs=1e-5)
+
+
+def test_ars_takes_the_survival_bonus_off() -> None:
+    """From what members are judged by, not from what is reported."""
+    envs = Telltale(2, 1)
+    agent = build("ars", envs, [SMALL["ars"], SMALL["ars"] | {"survival_bonus": 2.0}])
+    end, seen = agent._end_generation, []
+
+    def recorded(run: int) -> dict[str, float]:
+        seen.append((run, agent.returns[run].copy(), members_of(agent, run)[:, -1]))
+        return end(run)
+
+    agent._end_generation = recorded
+    agent.iterate()
+    for run, returns, biases in seen:
+        lengths = returns / (biases - 2.0 * run)
+        assert np.allclose(lengths, lengths.round(), atol=1e-3) and lengths.min() > 0.5
+    assert {run for run, _, _ in seen} == {0, 1}
+    assert all(abs(e.episode_return) <= 0.3 * e.episode_length for e in envs.drain_episodes())
+
+
+def test_ars_without_a_bias_is_a_matrix() -> None:
+    agent = make("ars", "Pendulum-v1", [{"num_directions": 2, "num_top": 2, "learning_rate": 1.0}], [0])
+    while agent.generation[0] < 1:
+        agent.iterate()
+    weights = agent.parameters_of(0)
+    assert weights["actor.weight0"].all() and "actor.bias0" not in weights
+    assert not agent.parameters["actor.bias0"].any()
+    assert agent.noise.shape == (1, 2, 3)
+
+
+# ------------------------------------------------------------------------------------------------------------------- ES
+def test_centred_ranks_by_hand() -> None:
+    assert es.centred_ranks(np.array([[3.0, 1.0], [2.0, 99.0]])) == pytest.approx(
+        np.array([[1 / 6, -1 / 2], [-1 / 6, 1 / 2]])
+    )
+    assert es.centred_ranks(np.array([[5.0, 5.0], [5.0, 7.0]])) == pytest.approx(
+        np.array([[-1 / 6, -1 / 6], [-1 / 6, 1 / 2]])
+    )
+    rng = np.random.default_rng(0)
+    returns = rng.standard_normal((9, 2))
+    for monotone in (np.exp, lambda r: 3 * r - 7, lambda r: r**3):  # only the order counts
+        assert np.array_equal(es.centred_ranks(monotone(returns)), es.centred_ranks(returns))
+
+
+PLAIN: dict[str, dict[str, Any]] = {"ars": {}, "es": {"l2_coef": 0.0}}
+
+
+@pytest.mark.parametrize("algorithm", PLAIN)
+def test_mirrored_sampling_cancels_a_constant(algorithm: str) -> None:
+    """The members of a pair are mirror images; a reward that is the same for both moves nothing."""
+    agent = build(algorithm, ActionToReward(1, 1, False), [SMALL[algorithm] | PLAIN[algorithm]])
+    before = vector_of(agent, 0)
+    members = members_of(agent, 0)
+    assert np.allclose((members[::2] + members[1::2]) / 2, before, atol=1e-7)
+    assert (members[::2] - members[1::2]) / 2 == pytest.approx(agent.cfg.direction_std[0] * agent.noise[0], abs=1e-6)
+    noise = agent.noise.copy()
+    agent.returns[0] = np.repeat([4.0, -1.0, 0.5], 2)
+    agent._end_generation(0)
+    assert np.array_equal(vector_of(agent, 0), before) and not np.array_equal(agent.noise, noise)
+
+
+def test_es_against_a_literal_loop() -> None:
+    """Ranks by sorting, the sum over pairs one at a time, torch's Adam."""
+    runs: list[dict[str, float]] = [{}, {"learning_rate": 0.1, "direction_std": 0.3, "l2_coef": 0.1}]
+    agent = build("es", ActionToReward(2, 1, False), [run | {"num_directions": 6, "hidden_sizes": [3]} for run in runs])
+    size = agent.noise.shape[-1]
+    weights = [torch.from_numpy(vector_of(agent, i)).double().requires_grad_() for i in range(2)]
+    adams = [torch.optim.Adam([w], lr=run.get("learning_rate", 0.01)) for w, run in zip(weights, runs, strict=True)]
+
+    def score(w: Any) -> float:
+        return float(-np.square(np.asarray(w) - 0.3).sum())
+
+    for _ in range(5):
+        noise = agent.noise.astype(np.float64)
+        play(agent, score)
+        for i, run in enumerate(runs):
+            centre, sigma = weights[i].detach().numpy(), run.get("direction_std", 0.02)
+            returns = [score(centre + sign * sigma * noise[i, k]) for k in range(6) for sign in (1, -1)]
+            ranks = [sorted(returns).index(r) / 11 - 0.5 for r in returns]
+            g = np.zeros(size)
+            for k in range(6):
+                g += (ranks[2 * k] - ranks[2 * k + 1]) * noise[i, k] / 12
+            weights[i].grad = torch.from_numpy(-g + run.get("l2_coef", 0.005) * centre)
+            adams[i].step()
+            assert vector_of(agent, i) == pytest.approx(weights[i].detach().numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", PLAIN)
+def test_it_finds_the_optimum_of_a_quadratic(algorithm: str) -> None:
+    settings: dict[str, Any] = SMALL[algorithm] | {"num_directions": 10, "direction_std": 0.05}
+    agent = build(algorithm, ActionToReward(1, 1, False), [settings | PLAIN[algorithm]])
+    target = np.array([0.7, -0.4])
+    for _ in range(150):
+        play(agent, lambda weights: -np.square(weights - target).sum())
+    assert vector_of(agent, 0) == pytest.approx(target, abs=0.1)

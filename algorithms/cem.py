@@ -2,7 +2,7 @@
 Cross-Entropy Method", Neural Computation 18(12); PPO's Figure 3 (arXiv:1707.06347) compares with it.
 
 A generation t is P policies whose weights are drawn from N(mu, diag(sigma^2)), each played for one episode. The best
-rho P of them, the elite, say where the next one is drawn from (equations 2 and 3 of the paper):
+rho P of them, the elite, say where the next one is drawn from:
 
     mu <- mean of the elite's weights,   sigma^2 <- their variance + Z_t.
 

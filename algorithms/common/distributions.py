@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from algorithms.common.layers import tanh_
+
 
 class Gaussian(NamedTuple):
     """Independent normals: `mean` [R, B, A] and `log_std` [R, 1, A] (or [R, B, A])."""
@@ -60,6 +62,37 @@ class Gaussian(NamedTuple):
         """The Fisher information of the parameters times a direction in them, `mean` [R, B, A] and `log_std` [R, 1, A]:
         mean / std^2 and 2 log_std."""
         return mean * torch.exp(-2 * self.log_std), 2 * log_std
+
+
+class SquashedGaussian(NamedTuple):
+    """a = tanh(u) of independent normals u: `mean` and `log_std` of u [R, B, A] (arXiv:1812.05905, appendix C).
+
+    Samples are given by their standard normal noise, u = mean + exp(log_std) noise [R, B, A].
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions tanh(u) [R, B, A] and log pi(a) [R, B],
+
+            log pi(a) = log N(u; mean, std^2) - sum log(1 - tanh(u)^2),
+
+        with log(1 - tanh(u)^2) = 2 (log 2 - |u| - log(1 + exp(-2 |u|))), which does not underflow.
+        """
+        u = self.mean + torch.exp(self.log_std) * noise
+        size = u.abs()
+        slope = 2 * (math.log(2) - size - torch.log1p(torch.exp(-2 * size)))
+        normal = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        return tanh_(u), (normal - slope).sum(-1)
+
+    def gradient(self, noise: Tensor, actions: Tensor, by_actions: Tensor, w_p: Tensor) -> tuple[Tensor, Tensor]:
+        """The reparameterised derivative of sum_b (<by_actions, a> + w_p log pi(a)) with respect to mean and log_std
+        [R, B, A], the noise held fixed; `actions` from `sample`, `by_actions` [R, B, A], `w_p` [R, B] or [R, 1].
+        """
+        w_p = w_p.unsqueeze(-1)
+        by_u = by_actions * (1 - actions.square()) + 2 * w_p * actions
+        return by_u, by_u * torch.exp(self.log_std) * noise - w_p
 
 
 class Categorical:

@@ -166,7 +166,7 @@ class Agent(OnPolicyAgent):
 
     def _subsample(self, entries: list[Tensor]) -> list[Tensor]:
         """Every `fisher_subsample`th sample of entries [R, B, ...]."""
-        return [entry[:, :: self.cfg.fisher_subsample].contiguous() for entry in entries]
+        return [entry[:, :: self.cfg.fisher_subsample] for entry in entries]
 
     @torch.no_grad()
     def _measure(self, observations: Tensor, old: Any) -> dict[str, Tensor]:

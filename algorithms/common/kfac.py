@@ -28,24 +28,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from algorithms.common.layers import MLP, Parameters
 
 Pair = tuple[Tensor, Tensor]  # of the inputs [R, in + 1, in + 1] and of the sums [R, out, out]
 
 
-def second_moment(x: Tensor) -> Tensor:
-    """E_b[x x^T], [R, n, n] of x [R, B, n]. A single column as a sum, see `layers`."""
-    size = x.shape[1]
-    return x.square().mean(1, keepdim=True) if x.shape[2] == 1 else torch.bmm(x.transpose(1, 2), x) / size
+def with_one(x: Tensor) -> Tensor:
+    """a = (x, 1), [R, B, n + 1] of x [R, B, n]."""
+    return functional.pad(x, (0, 1), value=1.0)
 
 
-def factors(inputs: Tensor, slopes: Tensor) -> Pair:
-    """A and S of a layer, from its inputs [R, B, in] and the scores of its sums, g [R, B, out]."""
-    mean = inputs.mean(1)  # of the products with the constant 1
-    upper = torch.cat((second_moment(inputs), mean.unsqueeze(2)), 2)
-    lower = torch.cat((mean, torch.ones_like(mean[:, :1])), 1).unsqueeze(1)
-    return torch.cat((upper, lower), 1), second_moment(slopes)
+def average_in(average: Tensor, x: Tensor, keep: float) -> Tensor:
+    """`keep` times the average [R, n, n] plus 1 - `keep` times E_b[x x^T] of x [R, B, n], in the average's place. A
+    single column as a sum, see `layers`; at a `keep` of 0 it does not matter what was there."""
+    share = (1 - keep) / x.shape[1]
+    if x.shape[2] == 1:
+        return average.mul_(keep).add_(x.square().sum(1, keepdim=True).mul_(share))
+    return average.baddbmm_(x.transpose(1, 2), x, beta=keep, alpha=share)
 
 
 def damped(pair: Pair, damping: Tensor) -> Pair:
@@ -101,15 +102,14 @@ class KFAC:
         self.diagonal = dict(diagonal or {})
         names = list(network.shapes())
         self._layers = list(zip(names[::2], names[1::2], strict=True))
-        like = parameters.flat
-        self.factors: list[Pair] = []
-        for inputs, outputs in (network.shapes()[weight] for weight, _ in self._layers):
-            sizes = ((parameters.num_runs, n, n) for n in (inputs + 1, outputs))
-            of_inputs, of_sums = (like.new_zeros(size) for size in sizes)
-            self.factors.append((of_inputs, of_sums))
-        ones = [torch.eye(f.shape[1], device=like.device).expand_as(f).clone() for pair in self.factors for f in pair]
-        self.inverses: list[Pair] = list(zip(ones[::2], ones[1::2], strict=True))
-        self.velocity = torch.zeros_like(like)
+
+        def identities(n: int) -> Tensor:
+            return torch.eye(n, device=parameters.flat.device).repeat(parameters.num_runs, 1, 1)
+
+        sizes = [network.shapes()[weight] for weight, _ in self._layers]
+        self.inverses: list[Pair] = [(identities(inputs + 1), identities(outputs)) for inputs, outputs in sizes]
+        self.factors: list[Pair] = [(torch.zeros_like(one), torch.zeros_like(other)) for one, other in self.inverses]
+        self.velocity = torch.zeros_like(parameters.flat)
         self.updates = 0
 
     @torch.no_grad()
@@ -123,45 +123,45 @@ class KFAC:
         keep = min(1 - 1 / self.updates, self.stats_decay)
         slopes = self.network.deltas(self.parameters, layers, by_outputs)
         for averages, inputs, by_sums in zip(self.factors, layers, slopes, strict=False):
-            for average, present in zip(averages, factors(inputs, by_sums), strict=True):
-                average.mul_(keep).add_(present.mul_(1 - keep))  # rounded apart, as in `optimizers.RMSProp`
+            average_in(averages[0], with_one(inputs), keep)
+            average_in(averages[1], by_sums, keep)
 
     @torch.no_grad()
     def step(self, learning_rate: np.ndarray, delta: np.ndarray) -> Tensor:
         """One update with the gradient in `parameters.grad`, after `observe`; [R] each.
 
-        With D = F^-1 gradient, momentum gets the step eta D, eta = min(learning_rate, sqrt(2 delta / D^T F D)). Returns
-        the model of the KL that this is made for, eta^2 D^T F D / 2.
+        With F the damped matrix that was inverted last and D = F^-1 gradient, momentum averages in the step eta D,
+        eta = min(learning_rate, sqrt(2 delta / D^T F D)). Returns this step's model of the KL, eta^2 D^T F D / 2 [R].
         """
         if (self.updates - 1) % self.inverse_period == 0:
             for layer, pair in enumerate(self.factors):
                 one, other = map(inverse, damped(pair, self.damping), self.inverses[layer])
                 self.inverses[layer] = one, other
-        curvature = self._precondition()
-        longest, radius = (torch.from_numpy(x).to(curvature)[:, None] for x in (learning_rate, delta))
+        gradients, directions = self._directions()
+        products = [(one * other).flatten(1).sum(1) for one, other in zip(gradients, directions, strict=True)]
+        curvature = torch.stack(products, 1).sum(1)  # D^T F D = D^T gradient
+        longest, radius = (torch.from_numpy(x).to(curvature) for x in (learning_rate, delta))
         eta = torch.minimum(longest, torch.sqrt(2 * radius / curvature))
         eta = torch.where(curvature <= 0, 0, eta)  # no gradient
-        grad = self.parameters.grad
-        for view in self.parameters.grads.values():
-            view.mul_(eta.unsqueeze(2))
-        self.velocity.mul_(self.momentum).add_(grad.mul_(1 - self.momentum))
+        grads, eta_of_weights = self.parameters.grads, eta[:, None, None]
+        for (weight, bias), direction in zip(self._layers, directions, strict=False):
+            torch.mul(direction[:, :-1], eta_of_weights, out=grads[weight])
+            torch.mul(direction[:, -1:], eta_of_weights, out=grads[bias])
+        for name, direction in zip(self.diagonal, directions[len(self._layers) :], strict=True):
+            torch.mul(direction, eta_of_weights, out=grads[name])
+        self.velocity.mul_(self.momentum).add_(self.parameters.grad.mul_(1 - self.momentum))
         self.parameters.flat.sub_(self.velocity)
-        return (0.5 * eta.square() * curvature).squeeze(1)
+        return 0.5 * eta.square() * curvature
 
-    def _precondition(self) -> Tensor:
-        """Put D = F^-1 gradient in the gradient's place; returns D^T F D, which is the gradient times D, [R, 1]."""
-        grads, products = self.parameters.grads, []
-        for (weight, bias), inverses in zip(self._layers, self.inverses, strict=True):
-            gradient = torch.cat((grads[weight], grads[bias]), 1)
-            direction = solve(inverses, gradient)
-            grads[weight].copy_(direction[:, :-1])
-            grads[bias].copy_(direction[:, -1:])
-            products.append((gradient * direction).flatten(1).sum(1))
+    def _directions(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients and D = F^-1 gradient: of the layers, [R, in + 1, out] each, then of the others."""
+        grads = self.parameters.grads
+        gradients = [torch.cat((grads[weight], grads[bias]), 1) for weight, bias in self._layers]
+        directions = [solve(*both) for both in zip(self.inverses, gradients, strict=True)]
         for name, fisher in self.diagonal.items():
-            direction = grads[name] / (fisher + self.damping.unsqueeze(2))
-            products.append((grads[name] * direction).flatten(1).sum(1))
-            grads[name].copy_(direction)
-        return torch.stack(products, 1).sum(1, keepdim=True)
+            gradients.append(grads[name])
+            directions.append(grads[name] / (fisher + self.damping.unsqueeze(2)))
+        return gradients, directions
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""

@@ -24,6 +24,15 @@ inf = math.inf
 
 
 # --------------------------------------------------------------------------------------------------------- the factors
+def second_moment(x: Tensor) -> Tensor:
+    """E_b[x x^T] as the optimizer's first update takes it."""
+    return kfac.average_in(x.new_full((len(x), x.shape[2], x.shape[2]), 7.0), x, 0.0)
+
+
+def factors(inputs: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    return second_moment(kfac.with_one(inputs)), second_moment(slopes)
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("sizes", [(5, 3), (5, 4, 1), (5, 6, 1, 4), (1, 6, 4, 2)])
 def test_factors_are_means_of_outer_products(sizes: tuple[int, ...], activation: str, double: None) -> None:  # noqa: F811
@@ -35,7 +44,7 @@ def test_factors_are_means_of_outer_products(sizes: tuple[int, ...], activation:
     layers = network.forward(parameters, inputs)
     slopes = network.deltas(parameters, layers, by_outputs)
     for layer, (x, g) in enumerate(zip(layers, slopes, strict=False)):
-        of_inputs, of_sums = kfac.factors(x, g)
+        of_inputs, of_sums = factors(x, g)
         for run in range(RUNS):
             expected_a, expected_s = torch.zeros_like(of_inputs[run]), torch.zeros_like(of_sums[run])
             for b in range(7):
@@ -63,7 +72,7 @@ def test_block_is_the_exact_fisher_where_the_factors_are_independent(double: Non
     every_x, every_g = x.repeat_interleave(5, 0), g.repeat(6, 1)
     blocks = []
     for inputs, slopes in ((every_x, every_g), (x[:5], g)):
-        of_inputs, of_sums = kfac.factors(inputs[None], slopes[None])
+        of_inputs, of_sums = factors(inputs[None], slopes[None])
         blocks.append(torch.kron(of_inputs[0], of_sums[0]))
         scores = scores_of(inputs, slopes)
         exact = scores.T @ scores / len(scores)
@@ -82,7 +91,7 @@ def test_block_is_the_exact_fisher_of_a_linear_policy(double: None) -> None:  # 
     layers = policy.network.forward(policy.parameters, states)
     actions = layers[-1] + torch.exp(log_std) * signs.repeat(7, 1)
     by_outputs, _ = policy.distribution(layers[-1], log_std).gradient(actions, torch.ones(RUNS, 28))
-    of_inputs, of_sums = kfac.factors(states, by_outputs)
+    of_inputs, of_sums = factors(states, by_outputs)
     for run in range(RUNS):
         exact = explicit_fisher(policy, run, observations[run])
         expected = torch.block_diag(torch.kron(of_inputs[run], of_sums[run]), 2 * torch.eye(2))
@@ -101,8 +110,8 @@ def test_score_of_one_is_the_critic_s_fisher(double: None) -> None:  # noqa: F81
         expected = torch.zeros(())
         for node, weight in zip(nodes, weights / math.sqrt(2 * math.pi), strict=True):
             slopes = network.deltas(parameters, layers, torch.full((RUNS, 7, 1), node))[layer]
-            expected = expected + weight * kfac.second_moment(slopes)
-        assert torch.allclose(kfac.second_moment(ones[layer]), expected, atol=1e-12)
+            expected = expected + weight * second_moment(slopes)
+        assert torch.allclose(second_moment(ones[layer]), expected, atol=1e-12)
 
 
 # ----------------------------------------------------------------------------------------------- damping and inversion

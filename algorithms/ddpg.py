@@ -10,7 +10,8 @@ mu' are networks whose weights follow those of Q and mu, theta' <- tau theta + (
 no target networks: Q and mu are their own.
 
 The noise is an Ornstein-Uhlenbeck process, x <- x - noise_theta x + noise_std N(0, 1), which begins at 0 with every
-episode; with noise_theta = 1 it is independent Gaussian noise.
+episode; with noise_theta = 1 it is independent Gaussian noise. With `prioritized`, transitions are drawn by priority
+and weighted as in prioritized_dqn.py.
 
 Axes: observations [R, N, O], batches [R, B, ...], critics' outputs [R, 1, B, 1]; R runs, N environments, B drawn
 transitions, A numbers of an action.
@@ -35,11 +36,13 @@ from torch import Tensor
 from algorithms.common.config import PerRun, require
 from algorithms.common.layers import Parameters, tanh_
 from algorithms.common.off_policy import STEPS, Learned, OffPolicyAgent, check_settings
-from algorithms.common.on_policy import require_shares
-from algorithms.common.replay import Transitions
+from algorithms.common.on_policy import require_positive, require_shares
+from algorithms.common.replay import PrioritizedReplay, Replay, Transitions
 from algorithms.common.streams import Streams
+from algorithms.prioritized_dqn import importance_exponent
 
 SUPPORTS = {"continuous"}
+Correction = tuple[np.ndarray, Tensor] | None  # places and weights of prioritized transitions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +62,18 @@ class Config:
     buffer_size: int = 1_000_000  # transitions
     batch_size: int = 64  # B
     num_envs: int = 1
+    prioritized: bool = False  # replay by priority, arXiv:1511.05952
+    priority_exponent: PerRun = 0.6  # its alpha
+    importance_exponent: PerRun = 0.4  # its beta at the start, which rises linearly to 1
+    importance_steps: PerRun = 1_000_000.0  # env_steps until it is 1
     hidden_sizes: tuple[int, ...] = (400, 300)
     last_layer: float = 3e-3  # weights of the last layers start uniform in +- this; 0: in 1/sqrt(in), as the others
     adam_epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
         check_settings(self)
-        require_shares(self, "noise_theta")
+        require_positive(self, "importance_steps")
+        require_shares(self, "noise_theta", "priority_exponent", "importance_exponent")
         for name in ("weight_decay", "noise_std", "last_layer"):
             value = np.asarray(getattr(self, name))
             require(bool(np.all(value >= 0)), f"{name} is {value}; it must not be negative")
@@ -85,6 +93,7 @@ class Agent(OffPolicyAgent):
     """DDPG for R runs at once."""
 
     memory = (*OffPolicyAgent.memory, "target_parameters", "noise")
+    replay: Any
 
     def __init__(self, cfg: Any, envs: Any, seeds: Sequence[int], device: str = "cpu", num_critics: int = 1):
         super().__init__(cfg, envs, seeds, device, num_critics=num_critics, last_layer=cfg.last_layer)
@@ -106,11 +115,24 @@ class Agent(OffPolicyAgent):
 
     def _learn(self, uniform: np.ndarray, *noise: Tensor) -> Learned:
         """One update of Q, mu, Q' and mu'."""
-        batch = self.replay.sample(uniform)
-        learned = self._update_critics(batch, self._targets(batch))
+        batch, correction = self._sample(uniform)
+        learned = self._update_critics(batch, self._targets(batch), correction)
         self._update_actor(batch)
         self._update_targets(self.cfg.tau)
         return learned
+
+    def _memory(self, kind: type[Replay] = Replay, **settings: Any) -> Replay:
+        if self.cfg.prioritized:
+            return super()._memory(PrioritizedReplay, alpha=self.cfg.priority_exponent, **settings)
+        return super()._memory(kind, **settings)
+
+    def _sample(self, uniform: np.ndarray) -> tuple[Transitions, Correction]:
+        """Transitions, and where they are drawn by priority their places [R, B] and weights [R, B]."""
+        if not isinstance(self.replay, PrioritizedReplay):
+            return self.replay.sample(uniform), None
+        beta = importance_exponent(self.cfg, self.envs.env_steps)
+        batch, indices, weights = self.replay.sample(uniform, beta)
+        return batch, (indices, weights)
 
     @torch.no_grad()
     def _targets(self, batch: Transitions) -> Tensor:
@@ -120,11 +142,16 @@ class Agent(OffPolicyAgent):
         return td_targets(batch.rewards, batch.discounts, self._estimate(next_values))
 
     @torch.no_grad()
-    def _update_critics(self, batch: Transitions, targets: Tensor) -> Learned:
-        """One step down mean_b (y - Q(s, a))^2, for each critic."""
+    def _update_critics(self, batch: Transitions, targets: Tensor, correction: Correction = None) -> Learned:
+        """One step down mean_b w (y - Q(s, a))^2, for each critic; new priorities are their mean |y - Q(s, a)|."""
         outputs, layers = self.critics.forward(self.critics.parameters, batch.observations, batch.actions)
         errors = outputs - targets[:, None, :, None]  # [R, N, B, 1]
-        self.critics.backward(layers, errors * (2 / self.cfg.batch_size))
+        slopes = errors * (2 / self.cfg.batch_size)
+        if correction is not None:
+            indices, weights = correction
+            slopes = slopes * weights[:, None, :, None]
+            self.replay.update(indices, errors.squeeze(3).abs().mean(1))
+        self.critics.backward(layers, slopes)
         self._decay_weights()
         self.critic_optimizer.step(np.repeat(self.cfg.learning_rate, self.critics.num_critics))
         return {"critic_loss": errors.square(), "q_values": outputs}

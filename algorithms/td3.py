@@ -79,8 +79,8 @@ class Agent(ddpg.Agent):
 
     def _learn(self, uniform: np.ndarray, *noise: Tensor) -> Learned:
         """One update of Q_1 and Q_2, and every d-th time of mu and all targets."""
-        batch = self.replay.sample(uniform)
-        learned = self._update_critics(batch, self._targets(batch, *noise))
+        batch, correction = self._sample(uniform)
+        learned = self._update_critics(batch, self._targets(batch, *noise), correction)
         self.updates += 1
         due = self.updates % self.cfg.policy_period == 0
         if due.any():

@@ -14,8 +14,8 @@ is the natural gradient (Kakade 2001). So the actor takes its critic's weights,
 
 NPG arrives at the same direction by a Fisher matrix that is averaged over actions in closed form, and scales its step
 to a KL; here F is that of the actions that were taken, a regression's matrix, and alpha is constant. With advantages
-scaled to variance 1 this bounds the KL as well: w^T F w is the variance that the features explain, so the quadratic
-model alpha^2 w^T F w / 2 is at most alpha^2 / 2.
+scaled to variance 1 the step keeps a measure all the same: w^T F w is the share of the variance that the features
+explain, some percent of it, and alpha^2 w^T F w / 2 the quadratic model of the KL.
 
 Of the paper's two forms this is the one for a network. Episodic NAC solves for w from one equation an episode, and so
 needs more episodes than the policy has weights; NAC by LSTD-Q(lambda) has one equation for each step.
@@ -53,9 +53,10 @@ SUPPORTS = {"discrete", "continuous"}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The paper leaves the settings to the task. These are NPG's, which names their sources, but for the step size."""
+    """The paper leaves the settings to the task. These are NPG's, which names their sources, but for the step size: at
+    0.1 CartPole is at 160 after 60,000 env_steps, where NPG is at 500; with 0.5 and 1 it is beside it."""
 
-    step_size: PerRun = 0.1  # alpha: a KL of at most 0.005 in the quadratic model, half of NPG's
+    step_size: PerRun = 1.0  # alpha; the KL per step is then 0.001 (CartPole) to 0.04 (Hopper), about NPG's 0.01
     cg_damping: PerRun = 0.1  # multiple of the identity added to F
     cg_iterations: int = 10
     gamma: PerRun = 0.99

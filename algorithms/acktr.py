@@ -25,7 +25,9 @@ Departures from the paper:
   double the arithmetic of these small networks, where the paper's convolutions dominate.
 - The inverses are taken in the same process, every `inverse_period` updates; there by other threads meanwhile.
 - Damping is factored, as the paper says; the released code adds it to the products of the factors' eigenvalues.
-- The first updates are already K-FAC's, their averages weighted by 1/k; the released code has some of SGD first.
+- The first updates are already K-FAC's, their averages weighted by 1/k; the released code has some of SGD first, for
+  the critic 50, which find the returns' scale. Here its eta_max is ten times as large by default: at 45,000 env_steps
+  of InvertedPendulum-v5 the critic explained 0.79 of the returns' variance, and 0.32 with theirs (two seeds each).
 - Of the released code for MuJoCo, whose constants are the defaults: no weight decay, no previous observation beside the
   present one, no time and no action distribution in the critic's input, tanh in the critic and not ELU.
 - Time limits bootstrap from the true final observation (`time_limit_bootstrap`); with 0 a truncation counts as a
@@ -66,7 +68,7 @@ class Config:
     kl_target: PerRun = 0.002  # KL per iteration, for an eta_max that adapts; 0: it does not (RUN desired_kl)
     policy_delta: PerRun = 0.005  # of the policy; inf: no trust region (KFAC, half of clip_kl)
     damping: PerRun = 0.01  # lambda of the policy (POLICY epsilon)
-    value_learning_rate: PerRun = 0.0005  # eta_max of the critic (CRITIC, half of 0.001)
+    value_learning_rate: PerRun = 0.005  # eta_max of the critic (CRITIC: half of 0.001, after a start with SGD)
     value_delta: PerRun = 0.0375  # of the critic; inf: no trust region (CRITIC, clip_kl 0.3)
     value_damping: PerRun = 0.025  # lambda of the critic (CRITIC epsilon 0.1)
     num_value_steps: int = 25  # of the critic, on the whole rollout (CRITIC fit); the paper: 1

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class Agent(OffPolicyAgent):
     """SAC for R runs at once."""
 
     memory = (*OffPolicyAgent.memory, "temperature", "temperature_optimizer")
-    update_noise = ("next actions", "policy")
+    update_noise: ClassVar[tuple[str, ...]] = ("policy", "next actions")
     metrics = (*OffPolicyAgent.metrics, "entropy", "alpha")
 
     def __init__(self, cfg: Any, envs: Any, seeds: Sequence[int], device: str = "cpu", **structure: Any):
@@ -120,19 +120,19 @@ class Agent(OffPolicyAgent):
 
     def _learn(self, uniform: np.ndarray, *noise: Tensor) -> Learned:
         """One update of Q_i, pi, alpha and Q'_i."""
-        batch, (next_noise, policy_noise) = self.replay.sample(uniform), noise
+        batch, (policy_noise, *next_noise) = self.replay.sample(uniform), noise
         alpha = self.temperature["log_alpha"].detach().exp()  # [R, 1]
-        learned = self._update_critics(batch, self._targets(batch, next_noise, alpha))
-        log_probs = self._update_actor(batch, policy_noise, alpha)
+        learned = self._update_critics(batch, self._targets(batch, alpha, *next_noise))
+        q_values, log_probs = self._update_actor(batch, alpha, policy_noise)
         self._update_temperature(log_probs, alpha)
-        self.critics.follow(self.cfg.tau)
+        self._update_targets(batch, q_values - alpha * log_probs)
         return learned | {"entropy": -log_probs, "alpha": alpha}
 
     @torch.no_grad()
-    def _targets(self, batch: Transitions, noise: Tensor, alpha: Tensor) -> Tensor:
+    def _targets(self, batch: Transitions, alpha: Tensor, *noise: Tensor) -> Tensor:
         """What the transitions say Q(s, a) should be: [R, B]."""
         policy, _ = self._policy(batch.next_observations)
-        next_actions, next_log_probs = policy.sample(noise)
+        next_actions, next_log_probs = policy.sample(*noise)
         next_values, _ = self.critics.forward(self.critics.target, batch.next_observations, next_actions)
         return soft_targets(batch.rewards, batch.discounts, self._estimate(next_values), next_log_probs, alpha)
 
@@ -151,8 +151,8 @@ class Agent(OffPolicyAgent):
         return errors / self.cfg.batch_size, {"critic_loss": 0.5 * errors.square()}
 
     @torch.no_grad()
-    def _update_actor(self, batch: Transitions, noise: Tensor, alpha: Tensor) -> Tensor:
-        """One step down equation 9; returns log pi(a|s) [R, B]."""
+    def _update_actor(self, batch: Transitions, alpha: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """One step down equation 9; returns Q(s, a) and log pi(a|s) of the sample, [R, B] each."""
         size = self.cfg.batch_size
         policy, policy_layers = self._policy(batch.observations)
         actions, log_probs = policy.sample(noise)
@@ -162,7 +162,7 @@ class Agent(OffPolicyAgent):
         inside = policy_layers[-1][..., self.action_size :] == policy.log_std  # of LOG_STD
         self.actor.backward(self.parameters, policy_layers, torch.cat((by_mean, by_log_std * inside), 2))
         self.actor_optimizer.step(self.cfg.actor_learning_rate)
-        return log_probs
+        return self._estimate(outputs), log_probs
 
     def _estimate_slopes(self, outputs: Tensor) -> Tensor:
         """d Q(s, a) / d outputs [R, C, B, 1], where Q is the least of the critics': 1 for that one, 0 for others."""
@@ -177,6 +177,10 @@ class Agent(OffPolicyAgent):
             self.temperature.grads["log_alpha"].copy_(temperature_slope(log_probs, alpha, self.target_entropy))
             self.temperature_optimizer.step(self.cfg.alpha_learning_rate, active=active)
 
+    def _update_targets(self, batch: Transitions, soft_values: Tensor) -> None:
+        """What the targets are made of follows; `soft_values` [R, B] are Q(s, a) - alpha log pi(a|s)."""
+        self.critics.follow(self.cfg.tau)
+
     def act(self, observations: np.ndarray, streams: Streams | None = None) -> np.ndarray:
         """Actions [R, N, A] for observations [R, N, O]: tanh(m(s)), or a sample when streams are given."""
         shape = observations.shape[1], self.action_size
@@ -187,8 +191,9 @@ class Agent(OffPolicyAgent):
         return super().diverged() | ~self.temperature.finite()
 
     def parameters_of(self, run: int) -> dict[str, np.ndarray]:
-        """The weights of one run, and log alpha."""
-        return super().parameters_of(run) | self.temperature.of_run(run)
+        """The weights of one run, and log alpha where it is learned."""
+        learned = self.temperature.of_run(run) if self.cfg.automatic[run] > 0 else {}
+        return super().parameters_of(run) | learned
 
 
 if __name__ == "__main__":

@@ -91,10 +91,10 @@ class Agent(sac.Agent):
         super().__init__(cfg, envs, seeds, device, **sizes)
 
     @torch.no_grad()
-    def _targets(self, batch: Transitions, noise: Tensor, alpha: Tensor) -> Tensor:
+    def _targets(self, batch: Transitions, alpha: Tensor, *noise: Tensor) -> Tensor:
         """y_k: [R, B, C (M - d)]."""
         policy, _ = self._policy(batch.next_observations)
-        next_actions, next_log_probs = policy.sample(noise)
+        next_actions, next_log_probs = policy.sample(*noise)
         quantiles, _ = self.critics.forward(self.critics.target, batch.next_observations, next_actions)
         entries = batch.rewards, batch.discounts, next_log_probs, alpha
         rewards, discounts, log_probs, alpha = (x.unsqueeze(2) for x in entries)

@@ -59,12 +59,20 @@ class Critics:
     """N critics in each run: networks of (s, a), side by side at the first layer, with K outputs each.
 
     All are one batch of perceptrons, critic n of run r in row r * N + n. `parameters` are the online weights, `target`
-    those that follow.
+    those that follow. Without actions (A = 0) they are networks of s alone.
     """
 
-    def __init__(self, num_runs: int, num_critics: int, sizes: Sequence[int], action_size: int, device: str):
+    def __init__(
+        self,
+        num_runs: int,
+        num_critics: int,
+        sizes: Sequence[int],
+        action_size: int,
+        device: str,
+        name: str = "critic",
+    ):
         self.num_runs, self.num_critics, self.action_size = num_runs, num_critics, action_size
-        self.network = MLP("critic", sizes, "relu")
+        self.network = MLP(name, sizes, "relu")
         self.parameters, self.target = (
             Parameters(num_runs * num_critics, self.network.shapes(), device) for _ in range(2)
         )
@@ -72,7 +80,7 @@ class Critics:
 
     def initialize(self, streams: Streams, last_layer: float) -> None:
         """Draw the weights, each critic's from streams of its own."""
-        each = [streams[f"critic {n}"] for n in range(self.num_critics)]
+        each = [streams[f"{self.network.name} {n}"] for n in range(self.num_critics)]
         initialize(
             self.network, self.parameters, [rng for of_run in zip(*each, strict=True) for rng in of_run], last_layer
         )
@@ -112,9 +120,9 @@ class Critics:
 
     def of_run(self, run: int) -> dict[str, np.ndarray]:
         """One run's weights by name, `critic0.weight0` and so on."""
-        rows = range(self.num_critics)
+        rows, own = range(self.num_critics), self.network.name
         weights = (self.parameters.of_run(run * self.num_critics + n) for n in rows)
-        return {f"critic{n}{name.removeprefix('critic')}": x for n in rows for name, x in next(weights).items()}
+        return {f"{own}{n}{name.removeprefix(own)}": x for n in rows for name, x in next(weights).items()}
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""

@@ -343,7 +343,7 @@ SOFT = [
 def test_soft_targets_against_a_loop(name: str, structure: dict[str, Any]) -> None:
     agent = agent_of(name, **structure)
     batch, noise, alpha = random_batch(agent), noise_for(agent, 4), T([[0.5], [0.2], [3.0]])
-    found = agent._targets(batch, noise, alpha)
+    found = agent._targets(batch, alpha, noise)
     for run, b in itertools.product(range(RUNS), range(BATCH)):
         successor = batch.next_observations[run, b].double()
         policy = squashed(perceptron(weights64(agent.parameters, run), successor))
@@ -391,7 +391,7 @@ def test_gradients_of_the_soft_agents(name: str, structure: dict[str, Any]) -> N
     weight = agent.parameters.views["actor.weight2"].detach()
     weight[..., 3:] *= 4  # some standard deviations are beyond their bound, where they have no gradient
     actors = [weights64(agent.parameters, run) for run in range(RUNS)]
-    agent._update_actor(batch, noise, alpha)
+    q_values, _ = agent._update_actor(batch, alpha, noise)
     bounded = 0
     for run, actor in enumerate(actors):
         observations = batch.observations[run].double()
@@ -405,8 +405,35 @@ def test_gradients_of_the_soft_agents(name: str, structure: dict[str, Any]) -> N
             [q_of(critic, observations, u.tanh()) for critic in critics64(agent, agent.critics.parameters, run)]
         )  # [C, B, M]
         value = worth[..., 0].amin(0) if name == "sac" else worth.mean((0, 2))
+        assert torch.allclose(q_values[run].double(), value, rtol=1e-4, atol=1e-4)
         assert_gradient(agent.parameters, run, (float(alpha[run]) * log_probs - value).mean(), actor)
     assert 0 < bounded < RUNS * BATCH * 3
+
+
+def test_the_first_versions_value_network() -> None:
+    """y = r + gamma V'(s'), and V's gradient is that of half its squared distance from the soft values."""
+    agent = agent_of("sac_v")
+    batch, soft_values = random_batch(agent), 2 * torch.randn(RUNS, BATCH, generator=torch.Generator().manual_seed(8))
+    agent.state_values.target.flat.add_(0.1)
+    before = agent.state_values.target.flat.clone()
+    found = agent._targets(batch, T([[0.5], [0.2], [3.0]]))
+    values = [weights64(agent.state_values.parameters, run) for run in range(RUNS)]
+    for run in range(RUNS):
+        next_values = perceptron(weights64(agent.state_values.target, run), batch.next_observations[run].double())[:, 0]
+        expected = batch.rewards[run].double() + batch.discounts[run].double() * next_values
+        assert torch.allclose(found[run].double(), expected, rtol=1e-4, atol=1e-4)
+    agent._update_targets(batch, soft_values)
+    for run, weights in enumerate(values):
+        estimates = perceptron(weights, batch.observations[run].double())[:, 0]
+        assert_gradient(
+            agent.state_values.parameters, run, 0.5 * (estimates - soft_values[run]).square().mean(), weights
+        )
+    tau = T([0.1, 1.0, 0.01]).view(-1, 1, 1)
+    old, new, online = (
+        agent.state_values.target.split(flat)["value.weight1"]
+        for flat in (before, agent.state_values.target.flat, agent.state_values.parameters.flat)
+    )
+    assert torch.allclose(new, tau * online + (1 - tau) * old, atol=1e-6)
 
 
 def test_truncation_by_hand() -> None:

@@ -76,7 +76,7 @@ class Config:
     momentum: float = 0.9  # (POLICY)
     stats_decay: float = 0.99  # of the factors' averages (POLICY; CRITIC: 0.95)
     inverse_period: int = 2  # updates of a network from one inversion to the next (POLICY kfac_update)
-    fisher_subsample: int = 8  # factors of every eighth sample (arXiv:1503.05671, section 13); 1: of all
+    fisher_subsample: int = 8  # factors of every eighth sample (arXiv:1503.05671, section 8); 1: of all
     gamma: PerRun = 0.99
     gae_lambda: PerRun = 0.97  # of the advantages (RUN); 1: n-step returns, the paper's
     ent_coef: PerRun = 0.0  # beta

@@ -629,6 +629,7 @@ def _joined(
     for name in LONG:
         before = getattr(old, name)
         long[name] = pd.concat([long[name], before[_of(before, theirs)]], ignore_index=True)
+    every = [manifest for manifest in every if tuple(manifest[key] for key in KEYS) in mine]  # not those under way
     others = [manifest for manifest in manifests(old.path) if tuple(manifest[key] for key in KEYS) in theirs]
     return joined, long, every + others
 

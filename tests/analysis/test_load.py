@@ -319,6 +319,15 @@ def test_partial_ships_add_up(tmp_path: Path) -> None:
     assert set(second.curves["seed"]) == {0, 1, 2, 3}
     assert len(load.manifests(reference)) == second.runs["status"].ne("missing").sum()
 
+    # A run that was shipped as failed and is under way again keeps its row, and has one manifest.
+    failed = first[first["status"] == "failed"].iloc[0]
+    again = next((tmp_path / "t" / failed.task).glob(f"*{failed.variant}/{failed.seed}")) / "manifest.json"
+    again.write_text(json.dumps(json.loads(again.read_text()) | {"status": "running", "error": None}))
+    load.ship(tmp_path / "t", reference, partial=True)
+    columns = [*load.KEYS, "status", "score"]
+    pd.testing.assert_frame_equal(load.load(reference).runs[columns], second.runs[columns])
+    assert len(load.manifests(reference)) == second.runs["status"].ne("missing").sum()
+
     changed = tmp_path / "changed"
     make_tree(changed, "t", TASKS, VARIANTS, seeds=1, steps=20_000)
     with pytest.raises(ResultsError, match="was shipped with another"):

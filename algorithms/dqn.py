@@ -37,6 +37,7 @@ from torch import Tensor
 from algorithms.common.columns import Part, QNetwork
 from algorithms.common.config import PerRun, per_run_tensors, require
 from algorithms.common.layers import Parameters
+from algorithms.common.memory import Remembering
 from algorithms.common.optimizers import Adam
 from algorithms.common.replay import Replay, Transitions
 from algorithms.common.runtime import flushed_denormals
@@ -111,8 +112,10 @@ def huber_slope(td_errors: Tensor, td_clip: Tensor) -> Tensor:
     return torch.clamp(td_errors, -td_clip, td_clip)
 
 
-class Agent:
+class Agent(Remembering):
     """DQN for R runs at once."""
+
+    memory = ("parameters", "target", "optimizer", "replay", "streams", "observations", "env_steps")
 
     def __init__(self, cfg: Any, envs: Any, seeds: Sequence[int], device: str = "cpu"):
         self.cfg, self.envs, self.device = cfg, envs, device
@@ -263,18 +266,6 @@ class Agent:
     def parameters_of(self, run: int) -> dict[str, np.ndarray]:
         """The weights of one run."""
         return self.parameters.of_run(run)
-
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on exactly; the environments keep their own."""
-        parts = ("parameters", "target", "optimizer", "replay", "streams")
-        own = {"observations": self.observations, "env_steps": self.env_steps}
-        return {name: getattr(self, name).state() for name in parts} | own
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state()` was taken."""
-        for name in ("parameters", "target", "optimizer", "replay", "streams"):
-            getattr(self, name).load_state(state[name])
-        self.observations, self.env_steps = state["observations"], state["env_steps"]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -244,7 +244,7 @@ class Agent(OnPolicyAgent):
         optimizers = {"value_optimizer": self.value_optimizer.state()} if self.with_critic else {}
         return super().state() | optimizers | {"episodes": kept}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state()` was taken."""
         super().load_state(state)
         if self.with_critic:

@@ -6,11 +6,10 @@ stretched to the task's box where they leave for it.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from algorithms.common.config import per_run_tensors, require
 from algorithms.common.layers import MLP, Parameters, fan_in_uniform, tanh_
+from algorithms.common.memory import Remembering
 from algorithms.common.on_policy import require_positive, require_shares
 from algorithms.common.optimizers import Adam
 from algorithms.common.replay import Replay
@@ -134,7 +134,7 @@ class Critics:
         self.target.load_state(state["target"])
 
 
-class OffPolicyAgent:
+class OffPolicyAgent(Remembering):
     """Networks, memory and streams of R runs; an algorithm adds what it explores with and what an update is.
 
     `memory` names what has to be saved: parts that have a `state()`, arrays and numbers. `update_noise` names streams
@@ -284,17 +284,3 @@ class OffPolicyAgent:
     def parameters_of(self, run: int) -> dict[str, np.ndarray]:
         """The weights of one run."""
         return self.parameters.of_run(run) | self.critics.of_run(run)
-
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on exactly; the environments keep their own."""
-        parts = {name: getattr(self, name) for name in self.memory}
-        return {name: part.state() if hasattr(part, "state") else copy.copy(part) for name, part in parts.items()}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where `state()` was taken."""
-        for name in self.memory:
-            part = getattr(self, name)
-            if hasattr(part, "load_state"):
-                part.load_state(state[name])
-            else:
-                setattr(self, name, copy.copy(state[name]))

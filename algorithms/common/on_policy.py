@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from algorithms.common.config import per_run_tensors, require
 from algorithms.common.layers import MLP, Initializer, Parameters, fan_in_uniform, normalized_columns, orthogonal
+from algorithms.common.memory import Remembering
 from algorithms.common.normalization import ObservationNormalizer, RewardScaler
 from algorithms.common.policies import Policy
 from algorithms.common.returns import gae
@@ -52,7 +52,7 @@ def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
     return 1 - (returns - values).var(1) / (returns.var(1) + 1e-8)
 
 
-class OnPolicyAgent:
+class OnPolicyAgent(Remembering):
     """Networks, streams and the collector of R runs; an algorithm adds its optimizers and `iterate`.
 
     `cfg` has hidden_sizes, initialization, normalize_observations and clip_actions, and scale_rewards where the
@@ -133,17 +133,3 @@ class OnPolicyAgent:
     def parameters_of(self, run: int) -> dict[str, np.ndarray]:
         """The weights of one run, and the statistics its policy needs."""
         return self.parameters.of_run(run) | self.collector.statistics_of(run)
-
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on exactly; the environments keep their own."""
-        parts = {name: getattr(self, name) for name in self.memory}
-        return {name: part.state() if hasattr(part, "state") else copy.copy(part) for name, part in parts.items()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state()` was taken."""
-        for name in self.memory:
-            part = getattr(self, name)
-            if hasattr(part, "load_state"):
-                part.load_state(state[name])
-            else:
-                setattr(self, name, copy.copy(state[name]))

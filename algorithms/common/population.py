@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from algorithms.common.layers import MLP, Parameters
+from algorithms.common.memory import Remembering
 from algorithms.common.natural import from_vectors, to_vectors
 from algorithms.common.normalization import ObservationNormalizer, RunningMoments
 from algorithms.common.rollouts import Collector, Rollout
@@ -20,7 +20,7 @@ from algorithms.common.streams import Streams
 STEPS = 100  # of every environment in one iterate(); a matter of speed only, results do not depend on it
 
 
-class PopulationAgent:
+class PopulationAgent(Remembering):
     """A deterministic policy for each run, the centre of its search, and the episodes of the P members around it.
 
     A run's N environments share the members of its generation out: where an episode ends, the next member begins one.
@@ -176,18 +176,11 @@ class PopulationAgent:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on exactly; the environments keep their own."""
-        parts = {name: getattr(self, name) for name in self.memory}
-        state = {name: part.state() if hasattr(part, "state") else copy.copy(part) for name, part in parts.items()}
-        return state | {"normalizer": self.normalizer.moments.state()}
+        return super().state() | {"normalizer": self.normalizer.moments.state()}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state()` was taken."""
-        for name in self.memory:
-            part = getattr(self, name)
-            if hasattr(part, "load_state"):
-                part.load_state(state[name])
-            else:
-                setattr(self, name, copy.copy(state[name]))
+        super().load_state(state)
         self.normalizer.moments.load_state(state["normalizer"])
 
 

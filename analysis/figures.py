@@ -629,7 +629,7 @@ def published(
         axes.annotate(
             name, (1.0, 1.0), xycoords="axes fraction", xytext=(x, 4), ha=side_of, fontsize=7.8, color=MUTED, **side
         )
-    digits = 2 if np.nanmax(np.abs(everything)) < 10 else 0
+    digits = 2 if np.nanmax(np.abs(paper)) < 10 else 0
     for height, row in zip(heights, table.itertuples(), strict=True):
         hue = look[row.group].hue
         if margin is not None:

@@ -48,9 +48,15 @@ from torch import Tensor
 
 from algorithms.common.config import PerRun, require
 from algorithms.common.kfac import KFAC
-from algorithms.common.on_policy import OnPolicyAgent, explained_variance, require_positive, require_shares, standardize
+from algorithms.common.on_policy import (
+    OnPolicyAgent,
+    adapt_step,
+    explained_variance,
+    require_positive,
+    require_shares,
+    standardize,
+)
 from algorithms.common.rollouts import by_run, evaluate
-from algorithms.vpg import adapt_step
 
 SUPPORTS = {"discrete", "continuous"}
 

@@ -33,14 +33,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from algorithms.common.config import PerRun, require
-from algorithms.common.on_policy import OnPolicyAgent, explained_variance, require_positive, require_shares
+from algorithms.common.on_policy import Batch, OnPolicyAgent, explained_variance, require_positive, require_shares
 from algorithms.common.optimizers import Adam
 from algorithms.common.rollouts import Rollout, by_run, evaluate, shuffled
 
@@ -131,16 +131,6 @@ def solve_dual(advantages: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
         inside = (newton > low) & (newton < high)
         log_eta = torch.where(active, torch.where(inside, newton, (low + high) / 2), log_eta)
     return log_eta.exp(), solved
-
-
-class Batch(NamedTuple):
-    """A rollout of R runs, entries [R, B, ...]."""
-
-    observations: Tensor
-    actions: Tensor
-    values: Tensor  # before the update
-    advantages: Tensor
-    returns: Tensor  # the critic's targets
 
 
 class Agent(OnPolicyAgent):

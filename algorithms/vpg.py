@@ -26,15 +26,16 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from algorithms.common.config import PerRun, require
 from algorithms.common.on_policy import (
+    Batch,
     OnPolicyAgent,
+    adapt_step,
     explained_variance,
     require_positive,
     require_shares,
@@ -44,7 +45,6 @@ from algorithms.common.optimizers import Adam
 from algorithms.common.rollouts import Rollout, by_run, evaluate
 
 SUPPORTS = {"discrete", "continuous"}
-STEP_SIZES = 1e-8, 1.0  # bounds of one that adapts; openai/baselines@ea25b9e acktr_cont.py, which has the same rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,23 +77,6 @@ class Config:
         require_positive(self, "learning_rate", "value_learning_rate", "anneal_steps", "num_envs", "num_value_steps")
         require_shares(self, "gamma", "gae_lambda")
         require(self.num_envs * self.num_steps > 1, "num_envs * num_steps must be 2 at least: one has no deviation")
-
-
-class Batch(NamedTuple):
-    """A rollout of R runs, entries [R, B, ...]."""
-
-    observations: Tensor
-    actions: Tensor
-    values: Tensor  # before the update
-    advantages: Tensor
-    returns: Tensor  # the critic's targets
-
-
-def adapt_step(step_size: np.ndarray, kl: np.ndarray, kl_target: np.ndarray) -> np.ndarray:
-    """[R]: divided by 1.5 where kl > 2 kl_target, times 1.5 where kl < kl_target / 2, else unchanged, as it is where
-    kl_target is 0 (berkeleydeeprlcourse/homework hw4 main.py, of 2017)."""
-    adapted = np.where(kl > 2 * kl_target, step_size / 1.5, np.where(kl < kl_target / 2, step_size * 1.5, step_size))
-    return np.where(kl_target > 0, np.clip(adapted, *STEP_SIZES), step_size)
 
 
 class Agent(OnPolicyAgent):

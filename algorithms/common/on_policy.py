@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from algorithms.common.returns import gae
 from algorithms.common.rollouts import Collector, Rollout, by_run, by_time, evaluate
 from algorithms.common.streams import Streams
 
+STEP_SIZES = 1e-8, 1.0  # bounds of one that adapts; openai/baselines@ea25b9e acktr_cont.py, which has the same rule
 # Hidden layers, the policy's head, the critic's head, and biases where they are not 0.
 INITIALIZATIONS: dict[str, tuple[Initializer, Initializer, Initializer, Initializer | None]] = {
     "normc": (normalized_columns(1.0), normalized_columns(0.01), normalized_columns(1.0), None),
@@ -50,6 +51,23 @@ def standardize(advantages: Tensor, active: Tensor) -> Tensor:
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
     """1 - Var(return - V) / Var(return): [R, B] each -> [R]."""
     return 1 - (returns - values).var(1) / (returns.var(1) + 1e-8)
+
+
+class Batch(NamedTuple):
+    """A rollout of R runs, entries [R, B, ...]."""
+
+    observations: Tensor
+    actions: Tensor
+    values: Tensor  # before the update
+    advantages: Tensor
+    returns: Tensor  # the critic's targets
+
+
+def adapt_step(step_size: np.ndarray, kl: np.ndarray, kl_target: np.ndarray) -> np.ndarray:
+    """[R]: divided by 1.5 where kl > 2 kl_target, times 1.5 where kl < kl_target / 2, else unchanged, as it is where
+    kl_target is 0 (berkeleydeeprlcourse/homework hw4 main.py, of 2017)."""
+    adapted = np.where(kl > 2 * kl_target, step_size / 1.5, np.where(kl < kl_target / 2, step_size * 1.5, step_size))
+    return np.where(kl_target > 0, np.clip(adapted, *STEP_SIZES), step_size)
 
 
 class OnPolicyAgent(Remembering):

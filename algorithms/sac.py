@@ -93,7 +93,8 @@ class Agent(OffPolicyAgent):
     metrics = (*OffPolicyAgent.metrics, "entropy", "alpha")
 
     def __init__(self, cfg: Any, envs: Any, seeds: Sequence[int], device: str = "cpu", **structure: Any):
-        super().__init__(cfg, envs, seeds, device, num_critics=cfg.num_critics, outputs_per_action=2, **structure)
+        structure = {"num_critics": cfg.num_critics, "outputs_per_action": 2} | structure
+        super().__init__(cfg, envs, seeds, device, **structure)
         self.temperature = Parameters(self.num_runs, {"log_alpha": (1,)}, device)
         self.temperature.fill("log_alpha", np.log(cfg.alpha)[:, None])
         self.temperature_optimizer = Adam(self.temperature, cfg.adam_epsilon)

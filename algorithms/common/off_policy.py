@@ -159,16 +159,16 @@ class OffPolicyAgent(Remembering):
         outputs_per_action: int = 1,
         outputs_per_critic: int = 1,
         critic_hidden_sizes: Sequence[int] | None = None,
+        critics_see_actions: bool = True,
         last_layer: float = 0.0,
     ):
         self.cfg, self.envs, self.device = cfg, envs, device
         self.num_runs, self.steps_per_iteration = len(seeds), STEPS * cfg.num_envs  # env_steps per run
         self.streams = Streams(seeds)
         self.coef = per_run_tensors(cfg, device)  # [R, 1]
-        (self.observation_size,), (self.action_size,) = envs.observation_shape, envs.action_shape
-        low, high = envs.action_low, envs.action_high
-        require(bool(np.isfinite([low, high]).all()), "the task's actions have no bounds; this algorithm needs them")
-        self.centre, self.half_width = (high + low) / 2, (high - low) / 2
+        shape = envs.observation_shape
+        require(len(shape) == 1, f"the task's observations are {shape}; this algorithm needs rows of numbers")
+        (self.observation_size,), self.action_size = shape, self._look_at_actions()
 
         sizes = (self.observation_size, *cfg.hidden_sizes, self.action_size * outputs_per_action)
         self.actor = MLP("actor", sizes, "relu")
@@ -176,8 +176,9 @@ class OffPolicyAgent(Remembering):
         initialize(self.actor, self.parameters, self.streams["actor"], last_layer)
         self.actor_outputs = self.actor.acting(self.parameters)
         hidden_sizes = cfg.hidden_sizes if critic_hidden_sizes is None else critic_hidden_sizes
-        sizes = (self.observation_size + self.action_size, *hidden_sizes, outputs_per_critic)
-        self.critics = Critics(self.num_runs, num_critics, sizes, self.action_size, device)
+        seen = self.action_size if critics_see_actions else 0
+        sizes = (self.observation_size + seen, *hidden_sizes, outputs_per_critic)
+        self.critics = Critics(self.num_runs, num_critics, sizes, seen, device)
         self.critics.initialize(self.streams, last_layer)
         self.actor_optimizer = Adam(self.parameters, cfg.adam_epsilon)
         self.critic_optimizer = Adam(self.critics.parameters, cfg.adam_epsilon)
@@ -217,6 +218,18 @@ class OffPolicyAgent(Remembering):
 
     # ---- what an algorithm fills in
 
+    def _look_at_actions(self) -> int:
+        """How many numbers make up an action; remembers their bounds."""
+        (size,), low, high = self.envs.action_shape, self.envs.action_low, self.envs.action_high
+        require(bool(np.isfinite([low, high]).all()), "the task's actions have no bounds; this algorithm needs them")
+        self.centre, self.half_width = (high + low) / 2, (high - low) / 2
+        return int(size)
+
+    def _random_actions(self) -> np.ndarray:
+        """Uniformly random ones, [STEPS, R, N, A]."""
+        shape = (STEPS, self.cfg.num_envs, self.action_size)
+        return 2 * self.streams.uniform("random actions", shape, axis=1) - 1
+
     def _explorer(self) -> Callable[[np.ndarray, int], np.ndarray]:
         """Actions [R, N, A] for (observations [R, N, O], t < STEPS), their noise drawn at once."""
         raise NotImplementedError
@@ -240,12 +253,10 @@ class OffPolicyAgent(Remembering):
         self, explore: Callable[[np.ndarray, int], np.ndarray], env_steps: np.ndarray
     ) -> Callable[[np.ndarray, int], np.ndarray]:
         """Uniformly random actions in the first `random_steps`, `explore`'s after that."""
-        cfg = self.cfg
-        if self.env_steps >= cfg.random_steps:
+        if self.env_steps >= self.cfg.random_steps:
             return explore
-        shape = (STEPS, cfg.num_envs, self.action_size)
-        uniform = 2 * self.streams.uniform("random actions", shape, axis=1) - 1
-        return lambda observations, t: uniform[t] if env_steps[t] <= cfg.random_steps else explore(observations, t)
+        drawn, last = self._random_actions(), self.cfg.random_steps
+        return lambda observations, t: drawn[t] if env_steps[t] <= last else explore(observations, t)
 
     def _draws(self, count: int) -> Iterator[tuple[Any, ...]]:
         """For each of `count` updates: numbers in [0, 1) to draw transitions by [R, B], and noise, [R, B, A] each."""

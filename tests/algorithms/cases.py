@@ -42,8 +42,10 @@ PROBE = {
     "critic_hidden_sizes": (32, 32), "num_critics": 2,
 }  # fmt: skip
 
-# The same budget in more updates, for algorithms that make one step of the policy with each rollout.
+# The same budget in more updates, for algorithms that make one step of the policy with each rollout; target networks
+# that are overwritten whole.
 PROBE_OF = {
+    "sac_discrete": {"tau": 1.0},
     "a2c": {"num_steps": 8}, "a2c_trust_region": {"num_steps": 5}, "vpg": {"num_steps": 4},
     "acktr": {
         "num_steps": 8, "fisher_subsample": 1, "kl_target": 0.0, "learning_rate": 0.03, "policy_delta": 0.01,

@@ -2,7 +2,7 @@
 
 Its exit code tells the launcher what to do next; everything else it has to say is in the run directories, in
 `progress.json` and in `log.txt`. It may be killed at any moment: the next worker goes on from the checkpoint, cuts the
-tables back to it, and ends with the same bits.
+tables back to it, and ends with the same bits (except an agent whose manifest says that it is not reproducible).
 """
 
 from __future__ import annotations
@@ -203,7 +203,8 @@ class Driver:
     def _save(self) -> None:
         tables: dict[str, Sequence[store.Lines]] = {"episodes": self.episodes, "metrics": self.metrics}
         lengths = {name: [lines.flush(to_disk=True) for lines in table] for name, table in tables.items()}
-        self.wall_seconds, self.cpu_seconds = self._seconds(), time.process_time() - self._clock[1]
+        elsewhere = getattr(self.agent, "cpu_elsewhere", 0.0)  # seconds of processes of the agent's own
+        self.wall_seconds, self.cpu_seconds = self._seconds(), time.process_time() - self._clock[1] + elsewhere
         own = {name: getattr(self, name) for name in REMEMBERED}
         state = {"driver": own, "lengths": lengths, "agent": self.agent.state(), "envs": self.envs.state()}
         state["code"] = {"digest": self.code, "commit": self.facts["commit"]}
@@ -247,6 +248,8 @@ class Driver:
             "sessions": self.sessions,
             "weights_sha256": weights_sha256,
         }
+        if not getattr(self.agent, "reproducible", True):  # its workers race: what it computes is never the same again
+            manifest["reproducible"] = False
         store.write_json(self.directories[index] / store.MANIFEST, manifest)
 
     def _end(self, index: int) -> None:
@@ -285,6 +288,9 @@ def evaluate(agent: Any, envs: Any, seeds: list[int], count: int) -> Evaluation:
     Of an agent with `values(observations) -> [R, N]`, its estimate of acting greedily from there, the metrics tell
     `estimated_value` at the first observations beside the `discounted_return` that followed (by `cfg.gamma`, up to the
     time limit), means over a run's episodes.
+
+    An agent with a memory has `initial_carry(num_envs)`, what it carries into an episode, and `act_on(observations,
+    carry) -> (actions, carry)` in place of `act`; what it carries while training is not touched.
     """
     observations = envs.reset([int(generator(seed, "evaluation", count).integers(2**62)) for seed in seeds])
     shape = len(seeds), envs.num_envs
@@ -292,8 +298,13 @@ def evaluate(agent: Any, envs: Any, seeds: list[int], count: int) -> Evaluation:
     gamma = np.reshape(agent.cfg.gamma, (-1, 1)) if estimates is not None else 1.0  # [R, 1]
     returns, lengths, going = np.zeros(shape), np.zeros(shape, np.int64), np.ones(shape, bool)
     discounted, discounts = np.zeros(shape), np.ones(shape)
+    carry = agent.initial_carry(envs.num_envs) if hasattr(agent, "initial_carry") else None
     while going.any():
-        step = envs.step(agent.act(observations, None))
+        if carry is None:
+            actions = agent.act(observations, None)
+        else:
+            actions, carry = agent.act_on(observations, carry)
+        step = envs.step(actions)
         returns += np.where(going, step.rewards, 0.0)
         discounted += np.where(going, discounts * step.rewards, 0.0)
         discounts *= gamma

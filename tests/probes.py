@@ -2,7 +2,8 @@
 
 Five of them, as in rejax, isolate the value of a constant, the value of an observation, discounting, the reward of an
 action, and an action chosen by the observation; a sixth tells a time limit from an end. Every one has a known answer.
-On tables they show the number of the observation in place of it, and have a model.
+On tables they show the number of the observation in place of it, and have a model. `Recall` is for algorithms with a
+memory, and no other can learn it.
 """
 
 from __future__ import annotations
@@ -183,6 +184,19 @@ class ActionFromObservation(Probe):
 
     def _pay(self, clock: Array, sign: Array, actions: Array) -> Array:
         return self._fit(actions, 0.5 * sign)
+
+
+class Recall(Probe):
+    """Three steps; the first observation, 1 or -1, says which action pays in the last one; the others are 0. Without a
+    memory nothing is better than a guess: 0 on average, or -0.25 for a number."""
+
+    length = 3
+
+    def _see(self, clock: Array, sign: Array) -> Array:
+        return np.where(clock == 0, sign, 0.0)
+
+    def _pay(self, clock: Array, sign: Array, actions: Array) -> Array:
+        return np.where(clock == self.length - 1, self._fit(actions, 0.5 * sign), 0.0)
 
 
 PROBES = [ConstantValue, ValueFromObservation, Discounting, TimeLimit, ActionToReward, ActionFromObservation]

@@ -92,17 +92,7 @@ class OnPolicyAgent(Remembering):
         self.cfg, self.envs, self.device = cfg, envs, device
         self.num_runs = len(seeds)
         self.streams = Streams(seeds)
-        self.policy = Policy(envs, cfg.hidden_sizes)
-        sizes = (envs.observation_shape[0], *cfg.hidden_sizes, 1)
-        critic = MLP("critic", sizes, scratch=self.policy.network.scratch)
-        shapes = self.policy.shapes() | (critic.shapes() if with_critic else {})
-        self.parameters = Parameters(self.num_runs, shapes, device)
-        self.of_policy = self.parameters.part(self.policy.shapes())
-        hidden, policy_head, critic_head, bias = INITIALIZATIONS[cfg.initialization]
-        self.policy.initialize(self.parameters, self.streams["actor"], hidden, policy_head, bias)
-        if with_critic:
-            self.critic, self.of_critic = critic, self.parameters.part(critic.shapes())
-            critic.initialize(self.parameters, self.streams["critic"], hidden, critic_head, bias)
+        self._make_networks(with_critic)
         normalizes, scales = cfg.normalize_observations, getattr(cfg, "scale_rewards", False)
         normalizer = ObservationNormalizer(self.num_runs, envs.observation_shape) if normalizes else None
         scaler = RewardScaler(self.num_runs, envs.num_envs, cfg.gamma) if scales else None
@@ -110,6 +100,21 @@ class OnPolicyAgent(Remembering):
         self.coef = per_run_tensors(cfg, device)  # [R, 1]
         self.iteration = 0
         self.timers = self.collector.timers  # seconds
+
+    def _make_networks(self, with_critic: bool) -> None:
+        """The policy and the critic, and their first weights."""
+        cfg, envs = self.cfg, self.envs
+        self.policy = Policy(envs, cfg.hidden_sizes)
+        sizes = (envs.observation_shape[0], *cfg.hidden_sizes, 1)
+        critic = MLP("critic", sizes, scratch=self.policy.network.scratch)
+        shapes = self.policy.shapes() | (critic.shapes() if with_critic else {})
+        self.parameters = Parameters(self.num_runs, shapes, self.device)
+        self.of_policy = self.parameters.part(self.policy.shapes())
+        hidden, policy_head, critic_head, bias = INITIALIZATIONS[cfg.initialization]
+        self.policy.initialize(self.parameters, self.streams["actor"], hidden, policy_head, bias)
+        if with_critic:
+            self.critic, self.of_critic = critic, self.parameters.part(critic.shapes())
+            critic.initialize(self.parameters, self.streams["critic"], hidden, critic_head, bias)
 
     def _collect(self) -> Rollout:
         """T steps in every environment with the present policy."""
@@ -121,9 +126,15 @@ class OnPolicyAgent(Remembering):
 
         A truncation counts as a termination for runs whose `time_limit_bootstrap` is 0.
         """
-        cfg = self.cfg
         successors = by_run(rollout.next_observations, self.device)
         next_values = evaluate(self.critic, self.parameters, successors).squeeze(-1)
+        return self._estimates(rollout, values, next_values, *gae_lambdas)
+
+    def _estimates(
+        self, rollout: Rollout, values: Tensor, next_values: Tensor, *gae_lambdas: np.ndarray
+    ) -> list[Tensor]:
+        """The same, given V [R, T*N] of the true successors as well."""
+        cfg = self.cfg
         cut = rollout.truncations & (cfg.time_limit_bootstrap == 0)[:, None]
         entries = (
             rollout.rewards,

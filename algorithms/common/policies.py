@@ -14,12 +14,16 @@ from algorithms.common.streams import Streams
 
 
 class Policy:
-    """A perceptron `actor` for the logits, or for the mean beside a `log_std` of its own that starts at 0."""
+    """A perceptron `actor` for the logits, or for the mean beside a `log_std` of its own that starts at 0.
 
-    def __init__(self, envs: Any, hidden_sizes: Sequence[int], activation: str = "tanh"):
+    What it sees is the observation, or `num_inputs` features of it.
+    """
+
+    def __init__(self, envs: Any, hidden_sizes: Sequence[int], activation: str = "tanh", num_inputs: int | None = None):
         self.discrete = envs.num_actions is not None
         self.num_outputs = envs.num_actions if self.discrete else envs.action_shape[0]
-        self.network = MLP("actor", (envs.observation_shape[0], *hidden_sizes, self.num_outputs), activation)
+        inputs = envs.observation_shape[0] if num_inputs is None else num_inputs
+        self.network = MLP("actor", (inputs, *hidden_sizes, self.num_outputs), activation)
         self.parameters: Parameters
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

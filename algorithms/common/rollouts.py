@@ -46,6 +46,7 @@ class Collector:
             self._bounds = np.where(clips, envs.action_low, -np.inf), np.where(clips, envs.action_high, np.inf)
         self.timers: dict[str, float] = defaultdict(float)  # seconds
         self.observations = self._observe(envs.reset(seeds))  # [R, N, O], what to act on next
+        self.starts = np.ones(self.observations.shape[:2], bool)  # [R, N], where they are the first of an episode
 
     def collect(self, num_steps: int, policy: Callable[[np.ndarray, int], np.ndarray]) -> Rollout:
         """`num_steps` steps with the actions of `policy(observations [R, N, O], t)`."""
@@ -66,7 +67,7 @@ class Collector:
             terminations[t], truncations[t] = step.terminations, step.truncations
             ends = step.terminations | step.truncations
             rewards[t] = self.scaler(step.rewards, ends) if self.scaler else step.rewards
-            self.observations = self._observe(step.observations)
+            self.observations, self.starts = self._observe(step.observations), ends
             next_observations[t] = self.normalize(step.next_observations)
         self.timers["env"] += in_envs
         self.timers["act"] += time.perf_counter() - begin - in_envs
@@ -96,13 +97,14 @@ class Collector:
         """Everything needed to go on; the environments keep their own."""
         return {
             "observations": self.observations,
+            "starts": self.starts,
             "normalizer": self.normalizer.moments.state() if self.normalizer else None,
             "scaler": self.scaler.state() if self.scaler else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state()` was taken."""
-        self.observations = state["observations"]
+        self.observations, self.starts = state["observations"], state["starts"]
         if self.normalizer:
             self.normalizer.moments.load_state(state["normalizer"])
         if self.scaler:

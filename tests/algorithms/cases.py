@@ -27,8 +27,9 @@ SMALL = {
     "num_atoms": 11, "num_quantiles": 5, "num_target_quantiles": 6, "num_acting_quantiles": 4, "num_cosines": 8,
     "num_episodes": 1, "num_value_steps": 3, "line_search_steps": 4, "num_members": 4,
     "num_directions": 2, "num_top": 1,
-    "random_steps": 20, "num_critics": 2, "critic_hidden_sizes": (32, 32),
+    "random_steps": 20, "num_critics": 2, "critic_hidden_sizes": (32, 32), "lstm_size": 16,
 }  # fmt: skip
+SMALL_OF = {"ppo_lstm": {"batch_size": 48}}  # one environment's steps
 
 # A budget that suffices for the probe tasks.
 PROBE = {
@@ -39,7 +40,7 @@ PROBE = {
     "num_episodes": 16, "num_value_steps": 8, "value_learning_rate": 3e-3, "baseline": "value", "num_members": 64,
     "num_directions": 16, "num_top": 8, "direction_std": 0.1, "bias": True,
     "actor_learning_rate": 3e-3, "tau": 0.05, "weight_decay": 0.0, "random_steps": 200, "alpha_learning_rate": 3e-3,
-    "critic_hidden_sizes": (32, 32), "num_critics": 2,
+    "critic_hidden_sizes": (32, 32), "num_critics": 2, "lstm_size": 32,
 }  # fmt: skip
 
 # The same budget in more updates, for algorithms that make one step of the policy with each rollout; target networks
@@ -47,6 +48,7 @@ PROBE = {
 PROBE_OF = {
     "sac_discrete": {"tau": 1.0},
     "a2c": {"num_steps": 8}, "a2c_trust_region": {"num_steps": 5}, "vpg": {"num_steps": 4},
+    "a2c_lstm": {"num_steps": 8},
     "acktr": {
         "num_steps": 8, "fisher_subsample": 1, "kl_target": 0.0, "learning_rate": 0.03, "policy_delta": 0.01,
         "value_learning_rate": 0.3, "value_delta": 0.05,
@@ -104,7 +106,7 @@ def settings(algorithm: str, wanted: dict[str, Any], **overrides: Any) -> dict[s
 
 def small(algorithm: str, **overrides: Any) -> dict[str, Any]:
     """Settings of a small run."""
-    return settings(algorithm, SMALL) | overrides
+    return settings(algorithm, SMALL | SMALL_OF.get(algorithm, {})) | overrides
 
 
 def mixed(algorithm: str, count: int, **overrides: Any) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from probes import PROBES, Probe
 
 import algorithms
 from algorithms.common.config import load_config, stack
+from algorithms.common.recurrent_policy import Sequences
 
 SEEDS = [3, 4, 5]
 GAMMA = 0.5
@@ -34,11 +35,19 @@ def values(agent: Any, observations: torch.Tensor) -> np.ndarray:
     if hasattr(agent, "values"):
         return agent.values(observations.numpy())
     estimates = {
+        "lstm": lambda _: first_values(agent, observations),
         "critic": lambda critic: critic(agent.parameters, observations).squeeze(-1),
         "net": lambda net: net(agent.parameters, observations).amax(-1),
     }
     name = next(name for name in estimates if hasattr(agent, name))
     return estimates[name](getattr(agent, name)).detach().numpy()
+
+
+def first_values(agent: Any, observations: torch.Tensor) -> np.ndarray:
+    """V where episodes begin, of an agent with a memory."""
+    carry = torch.from_numpy(agent.initial_carry(observations.shape[1]))
+    starts = torch.ones(len(carry), 1, carry.shape[1], dtype=torch.bool)
+    return agent._forward(Sequences(observations, carry, starts)).values
 
 
 def wrong(algorithm: str, agent: Any, envs: Probe) -> str:

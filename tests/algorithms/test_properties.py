@@ -20,6 +20,7 @@ import resume
 import torch
 from cases import (
     EVOLUTION,
+    LINEAR,
     PLANNERS,
     advance,
     assert_same,
@@ -166,7 +167,8 @@ def test_all_streams_differ(algorithm: str) -> None:
         if algorithm in PLANNERS:
             assert not purposes
             continue
-        alone = algorithm in EVOLUTION or "tabular" in algorithms.load(algorithm).SUPPORTS  # draw one kind of thing
+        tabular = "tabular" in algorithms.load(algorithm).SUPPORTS
+        alone = algorithm in EVOLUTION | LINEAR or tabular  # draw one kind of thing
         assert ("directions" if algorithm in EVOLUTION else "actions") in purposes and len(purposes) >= 2 - alone
         generators = [rng for purpose in purposes for rng in agent.streams[purpose]]
         assert len({id(rng) for rng in generators}) == len(purposes) * 4
@@ -191,6 +193,8 @@ def test_no_two_runs_share_draws(algorithm: str, monkeypatch: pytest.MonkeyPatch
 
     def recorded(self: Streams, purpose: str, one: Any, axis: int = 0) -> np.ndarray:
         values = draw(self, purpose, one, axis)
+        if purpose == "minibatches" and values.shape[1] < 8:  # few sequences have few orders: some come up again
+            return values
         drawn.extend((purpose, run, np.take(values, run, axis).tobytes()) for run in range(values.shape[axis]))
         return values
 

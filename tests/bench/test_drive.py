@@ -59,3 +59,18 @@ def test_gamma_is_each_runs_own() -> None:
 
 def test_an_agent_without_values_tells_nothing() -> None:
     assert drive.evaluate(agent(0.5), Countdown(2, 3), [0, 1], 1).metrics == {}
+
+
+def test_an_agent_with_a_memory_carries_it_from_step_to_step() -> None:
+    """From an empty one at every evaluation; an agent without one is asked as ever."""
+    seen: list[int] = []
+
+    def act_on(observations: np.ndarray, carry: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert carry.shape == (2, 3) and (carry == observations[..., 0])[1].all()  # its episodes are the longest
+        seen.append(int(carry[0, 0]))
+        return np.zeros((2, 3), np.int64), carry + 1
+
+    remembers = SimpleNamespace(initial_carry=lambda num_envs: np.zeros((2, num_envs)), act_on=act_on)
+    for count in (1, 2):
+        assert drive.evaluate(remembers, Countdown(2, 3), [0, 1], count).lengths.tolist() == [[2] * 3, [3] * 3]
+    assert seen == [0, 1, 2] * 2

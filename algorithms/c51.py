@@ -39,8 +39,13 @@ class Config(dqn.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.num_atoms > 1, f"num_atoms is {self.num_atoms}; it must be at least 2")
-        require(self.v_min < self.v_max, f"v_min is {self.v_min} and v_max {self.v_max}; v_min must be the smaller one")
+        require_atoms(self)
+
+
+def require_atoms(cfg: Any) -> None:
+    """Refuse fewer than two atoms, and an empty interval."""
+    require(cfg.num_atoms > 1, f"num_atoms is {cfg.num_atoms}; it must be at least 2")
+    require(cfg.v_min < cfg.v_max, f"v_min is {cfg.v_min} and v_max {cfg.v_max}; v_min must be the smaller one")
 
 
 def expected_values(logits: Tensor, atoms: Tensor) -> Tensor:

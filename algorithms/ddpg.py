@@ -95,8 +95,8 @@ class Agent(OffPolicyAgent):
     memory = (*OffPolicyAgent.memory, "target_parameters", "noise")
     replay: Any
 
-    def __init__(self, cfg: Any, envs: Any, seeds: Sequence[int], device: str = "cpu", num_critics: int = 1):
-        super().__init__(cfg, envs, seeds, device, num_critics=num_critics, last_layer=cfg.last_layer)
+    def __init__(self, cfg: Any, envs: Any, seeds: Sequence[int], device: str = "cpu", **structure: Any):
+        super().__init__(cfg, envs, seeds, device, last_layer=cfg.last_layer, **structure)
         self.target_parameters = Parameters(self.num_runs, self.actor.shapes(), device)  # of mu'
         self.target_parameters.copy_(self.parameters)
         self.noise = np.zeros((self.num_runs, cfg.num_envs, self.action_size), np.float32)  # x
@@ -145,16 +145,21 @@ class Agent(OffPolicyAgent):
     def _update_critics(self, batch: Transitions, targets: Tensor, correction: Correction = None) -> Learned:
         """One step down mean_b w (y - Q(s, a))^2, for each critic; new priorities are their mean |y - Q(s, a)|."""
         outputs, layers = self.critics.forward(self.critics.parameters, batch.observations, batch.actions)
-        errors = outputs - targets[:, None, :, None]  # [R, N, B, 1]
-        slopes = errors * (2 / self.cfg.batch_size)
+        slopes, errors, learned = self._critic_slopes(outputs, targets)
         if correction is not None:
             indices, weights = correction
             slopes = slopes * weights[:, None, :, None]
-            self.replay.update(indices, errors.squeeze(3).abs().mean(1))
+            self.replay.update(indices, errors.abs().mean(1))
         self.critics.backward(layers, slopes)
         self._decay_weights()
         self.critic_optimizer.step(np.repeat(self.cfg.learning_rate, self.critics.num_critics))
-        return {"critic_loss": errors.square(), "q_values": outputs}
+        return learned
+
+    def _critic_slopes(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Learned]:
+        """d loss / d outputs [R, N, B, 1], and the samples' errors [R, N, B] and losses, for targets [R, B]."""
+        errors = outputs - targets[:, None, :, None]
+        slopes = errors * (2 / self.cfg.batch_size)
+        return slopes, errors.squeeze(3), {"critic_loss": errors.square(), "q_values": outputs}
 
     def _decay_weights(self) -> None:
         """Add the gradient of weight_decay / 2 times the squared weights. Rounds twice wherever a run's slice lies."""
@@ -170,10 +175,14 @@ class Agent(OffPolicyAgent):
         """One step up mean_b Q_1(s, mu(s)) by equation 6's chain rule; runs that are not active stay as they are."""
         layers = self.actor.forward(self.parameters, batch.observations)
         actions = tanh_(layers[-1])
-        share = torch.full_like(batch.rewards, -1 / self.cfg.batch_size).unsqueeze(2)
-        by_actions = self.critics.first_to_actions(batch.observations, actions, share)
+        by_actions = self._action_slopes(batch.observations, actions)
         self.actor.backward(self.parameters, layers, by_actions * (1 - actions.square()))
         self.actor_optimizer.step(self.cfg.actor_learning_rate, active=active)
+
+    def _action_slopes(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The derivative of -mean_b Q_1(s, a) with respect to the actions: [R, B, A]."""
+        share = torch.full_like(actions[..., :1], -1 / self.cfg.batch_size)
+        return self.critics.first_to_actions(observations, actions, share)
 
     def _update_targets(self, tau: np.ndarray) -> None:
         self.critics.follow(tau)

@@ -13,7 +13,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,7 @@ def make(task_id: str, num_runs: int, num_envs: int, num_threads: int = 1) -> Ve
             raise ValueError(f"{name} is {value}: it must be at least 1; ask for one or more.")
     task = find_task(task_id)
     envs: VectorEnv = _families()[task.kind].make(task, num_runs, num_envs, num_threads)
+    envs.remake = partial(make, task_id, num_runs)
     return envs
 
 

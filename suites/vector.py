@@ -10,7 +10,7 @@ R, on the run's position or on the other runs.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +55,8 @@ class VectorEnv:
     episode ends. `errors` says why, run index -> message.
     """
 
+    first_env = 0  # index n of a run's first environment here: where others of its environments live elsewhere
+    remake: Callable[[int], VectorEnv] | None = None  # num_envs -> the same task for as many runs; can be pickled
     observation_dtype: type[np.generic] = np.float32  # what observations fit into without loss; uint8 saves memory
     num_states: int | None = None  # on tables: the observation is the index of the state, 0..num_states - 1,
     model: Any = None  # and this what the task does, exactly (suites.tabular.Model)
@@ -94,7 +96,8 @@ class VectorEnv:
         """Starts all environments afresh, unparks all runs. `seeds`: one non-negative int per run -> [R, N, O]."""
         if len(seeds) != self.num_runs or min(seeds) < 0:
             raise ValueError(f"seeds are {list(seeds)}: give one non-negative int for each of {self.num_runs} runs.")
-        self._seed([[environment_seed(int(seed), n) for n in range(self.num_envs)] for seed in seeds])
+        indices = range(self.first_env, self.first_env + self.num_envs)
+        self._seed([[environment_seed(int(seed), n) for n in indices] for seed in seeds])
         self.env_steps = 0
         self.parked[:] = self._some_parked = False
         self.errors, self._episodes = {}, []
@@ -150,6 +153,14 @@ class VectorEnv:
 
     def park(self, run: int, error: str | None = None) -> None:
         """Takes a run out; with `error`, says why in `errors`."""
+    def account(self, env_steps: int, episodes: Iterable[Episode], errors: Mapping[int, str]) -> None:
+        """Takes over the books of environments that were stepped elsewhere in place of these: what all of a run's made
+        in all, the episodes since the last call, and why runs were parked."""
+        self.env_steps = env_steps
+        self._episodes += episodes
+        for run, error in errors.items():
+            self.park(run, error)
+
         self.parked[run] = self._some_parked = True
         if error is not None:
             self.errors.setdefault(run, error)

@@ -118,9 +118,10 @@ class RMSProp:
         decay: float = 0.99,
         inside_root: bool = True,
         start: float = 0.0,
+        mean_square: Tensor | None = None,  # memory for s that is there already, and filled
     ):
         self.parameters, self.epsilon, self.decay, self.inside_root = parameters, epsilon, decay, inside_root
-        self.mean_square = torch.full_like(parameters.flat, start)
+        self.mean_square = torch.full_like(parameters.flat, start) if mean_square is None else mean_square
         self._rates = torch.zeros_like(parameters.flat)
         self._filled = np.full(parameters.num_runs, np.nan)  # the step sizes that are in `_rates`
 

@@ -40,6 +40,10 @@ class Policy:
     ) -> None:
         """Draw the weights; from now on the policy is that of these parameters."""
         self.network.initialize(parameters, rngs, hidden, last, bias)
+        self.bind(parameters)
+
+    def bind(self, parameters: Parameters) -> None:
+        """From now on the policy is that of these parameters."""
         self.parameters, self._outputs = parameters, self.network.acting(parameters)
 
     def log_std(self) -> Tensor | None:

@@ -16,16 +16,19 @@ def generator(seed: int, purpose: str, index: int | None = None) -> np.random.Ge
 
 
 class Streams:
-    """Generators of R runs, made when a purpose is first used. Draws are NumPy's on every device."""
+    """Generators of R runs, made when a purpose is first used. Draws are NumPy's on every device.
 
-    def __init__(self, seeds: Sequence[int]):
-        self.seeds = [int(seed) for seed in seeds]
+    With an `index` they are those of one of several workers, which share no draws.
+    """
+
+    def __init__(self, seeds: Sequence[int], index: int | None = None):
+        self.seeds, self.index = [int(seed) for seed in seeds], index
         self._generators: dict[str, list[np.random.Generator]] = {}
 
     def __getitem__(self, purpose: str) -> list[np.random.Generator]:
         """The R generators of one purpose."""
         if purpose not in self._generators:
-            self._generators[purpose] = [generator(seed, purpose) for seed in self.seeds]
+            self._generators[purpose] = [generator(seed, purpose, self.index) for seed in self.seeds]
         return self._generators[purpose]
 
     def draw(self, purpose: str, one: Callable[[np.random.Generator], np.ndarray], axis: int = 0) -> np.ndarray:

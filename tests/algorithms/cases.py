@@ -22,7 +22,7 @@ inf = math.inf
 
 # Sizes of a small run; fields an algorithm does not have are left out.
 SMALL = {
-    "num_envs": 2, "num_steps": 48, "num_epochs": 2, "batch_size": 16, "hidden_sizes": (32, 32),
+    "schedule": "serial", "num_envs": 2, "num_steps": 48, "num_epochs": 2, "batch_size": 16, "hidden_sizes": (32, 32),
     "buffer_size": 64, "learning_starts": 24, "train_period": 2, "target_period": 16, "epsilon_steps": 400.0,
     "num_atoms": 11, "num_quantiles": 5, "num_target_quantiles": 6, "num_acting_quantiles": 4, "num_cosines": 8,
     "num_episodes": 1, "num_value_steps": 3, "line_search_steps": 4, "num_members": 4,
@@ -35,6 +35,7 @@ SMALL_OF = {"ppo_lstm": {"batch_size": 48}}  # one environment's steps
 PROBE = {
     "num_envs": 8, "num_steps": 16, "num_epochs": 4, "batch_size": 32, "hidden_sizes": (32, 32), "learning_rate": 3e-3,
     "buffer_size": 2000, "learning_starts": 200, "train_period": 8, "target_period": 80.0, "epsilon_steps": 3000.0,
+    "schedule": "serial",
     "v_min": -3.0, "v_max": 3.0, "num_atoms": 31, "num_quantiles": 16, "num_target_quantiles": 8,
     "num_acting_quantiles": 8, "num_cosines": 16, "importance_steps": 6000.0, "alpha": 0.1,
     "num_episodes": 16, "num_value_steps": 8, "value_learning_rate": 3e-3, "baseline": "value", "num_members": 64,
@@ -58,6 +59,7 @@ PROBE_OF = {
 # Values that the runs of a mixed group take in turn.
 PER_RUN: dict[str, Sequence[float]] = {
     "clip_coef": (0.2, inf, 0.1), "kl_coef": (0.0, 1.0, 0.3, 3.0, 0.0),
+    "a3c": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0},  # stale gradients want small steps
     "kl_target": (0.0, 0.003, 0.0, 0.01, 0.0, 0.0, 0.03),
     "anneal_steps": (inf, 300.0, 1000.0, inf), "ent_coef": (0.0, 0.01), "time_limit_bootstrap": (1.0, 0.0, 1.0),
     "normalize_advantages": (0.0, 1.0), "value_clip": (inf, 0.1, inf),

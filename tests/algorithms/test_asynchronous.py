@@ -1,0 +1,345 @@
+"""Asynchronous actor-learners: the serial schedule against slow loops straight from arXiv:1602.01783, number by number;
+worker processes that start, learn, count, stop, go on and fail as they should."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import assert_same, make
+from probes import ActionToReward, Probe
+from resume import ROOT
+from test_policy_gradient import leaves, policy_of, values_of
+
+import algorithms
+import suites
+from algorithms.common.asynchronous import AsynchronousAgent
+from algorithms.common.config import load_config, stack
+from algorithms.common.streams import generator
+from bench import DONE, STOPPED, drive, plan, store, tensors
+from suites.vector import Step
+
+inf = math.inf
+LIMIT = 9  # env_steps of an episode in the loops below, so that time limits and terminations come up
+W, T, ROUNDS = 3, 16, 3
+
+
+# --------------------------------------------------------------------------------------------------- the paper's loops
+class Loop:
+    """W workers of one run, in the order of their numbers: all act and accumulate, then all apply."""
+
+    def __init__(self, agent: Any, run: int, task: str, setting: dict[str, Any]):
+        self.setting, self.seed = setting, agent.seeds[run]
+        self.theta = leaves(agent.parameters_of(run), torch.float64)
+        self.own = [self.copy() for _ in range(W)]
+        self.shares = setting["share_statistics"]
+        self.squares = [{name: torch.zeros_like(x) for name, x in self.theta.items()} for _ in range(W)]
+        self.total = 0  # T
+        self.worlds = [suites.make(task, 1, 1) for _ in range(W)]
+        self.seen = []
+        for w, world in enumerate(self.worlds):
+            world.first_env, world.max_episode_steps = w, LIMIT
+            self.seen.append(world.reset([self.seed])[0, 0])
+
+    def copy(self) -> dict[str, torch.Tensor]:
+        return {name: x.detach().clone().requires_grad_() for name, x in self.theta.items()}
+
+    def step(self, w: int, action: Any) -> tuple[float, np.ndarray, bool, bool]:
+        """Reward, the true successor, whether it terminates, whether it is cut."""
+        world = self.worlds[w]
+        discrete = world.num_actions is not None
+        step = world.step(np.asarray(action).reshape((1, 1) if discrete else (1, 1, -1)))
+        self.seen[w] = step.observations[0, 0]
+        successor, end = torch.from_numpy(step.next_observations[0, 0]).double(), step.terminations[0, 0]
+        return float(step.rewards[0, 0]), successor, bool(end), bool(step.truncations[0, 0])
+
+    def apply(self, w: int, gradient: list[torch.Tensor]) -> None:
+        """Shared RMSProp; then worker w copies theta."""
+        setting, squares = self.setting, self.squares[0 if self.shares else w]
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradient))
+        scale = min(1.0, setting["max_grad_norm"] / (norm + 1e-6))
+        rate = setting["learning_rate"] * max(1 - self.total / setting["anneal_steps"], 0)
+        with torch.no_grad():
+            for (name, x), g in zip(self.theta.items(), gradient, strict=True):
+                squares[name].mul_(0.99).add_(0.01 * (scale * g).square())
+                x -= rate * scale * g / (squares[name] + setting["optimizer_epsilon"]).sqrt()
+        self.total += T
+        self.own[w] = self.copy()
+
+    def gradient(self, w: int, losses: list[torch.Tensor]) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(torch.stack(losses).sum(), list(self.own[w].values())))
+
+
+BASE = {
+    "schedule": "serial", "num_envs": W, "num_steps": T, "hidden_sizes": (8, 8), "optimizer_epsilon": 1e-3,
+    "learning_rate": 0.01, "gamma": 0.9,
+}  # fmt: skip
+DIFFERENT = ({"anneal_steps": inf, "max_grad_norm": inf}, {"anneal_steps": 200.0, "max_grad_norm": 5.0})
+
+
+def built(algorithm: str, task: str, settings: list[dict[str, Any]]) -> Any:
+    """Runs of the serial schedule on a task with short episodes."""
+    agent = make(algorithm, task, settings, [7, 8])
+    agent.envs.max_episode_steps = LIMIT
+    return agent
+
+
+def assert_near(agent: Any, run: int, loop: Loop) -> None:
+    """The shared weights, and every worker's own."""
+    for name, ours in agent.parameters_of(run).items():
+        assert np.abs(ours - loop.theta[name].detach().numpy()).max() < 2e-5, (run, name)
+        for w, own in enumerate(loop.own):
+            worker = agent.learners.own[name][run * W + w].detach().numpy()
+            assert np.abs(worker - own[name].detach().numpy()).max() < 2e-5, (run, w, name)
+    assert agent.shared.env_steps == loop.total == agent.envs.env_steps
+
+
+@pytest.mark.parametrize(("task", "share"), [("CartPole-v1", True), ("Pendulum-v1", False)])
+def test_a3c_is_the_paper_s_loop(task: str, share: bool) -> None:
+    """Algorithm S3, from the environments' seeds on: actions, returns, gradients, updates and copies."""
+    settings = [
+        BASE | one | {"share_statistics": share, "time_limit_bootstrap": bootstrap, "ent_coef": 0.1, "vf_coef": 2.0}
+        for one, bootstrap in zip(DIFFERENT, (1.0, 0.0), strict=True)
+    ]
+    agent = built("a3c", task, settings)
+    loops = [Loop(agent, run, task, setting) for run, setting in enumerate(settings)]
+    for _ in range(ROUNDS):
+        agent.iterate()
+    ended = 0
+    for run, loop in enumerate(loops):
+        rng = generator(loop.seed, "actions")
+        for _ in range(ROUNDS):
+            gradients = []
+            for w in range(W):
+                own, steps, losses = loop.own[w], [], []
+                if agent.envs.num_actions:
+                    noise = -np.log(-np.log(np.maximum(rng.random((T, 1, 2), np.float32), np.float32(1e-20))))
+                else:
+                    noise = rng.standard_normal((T, 1, 1), np.float32)
+                for i in range(T):
+                    s = torch.from_numpy(loop.seen[w]).double()
+                    pi = policy_of(own, s)
+                    draw = torch.from_numpy(noise[i, 0])
+                    a = (pi.logits + draw).argmax(-1) if agent.envs.num_actions else pi.mean + pi.stddev * draw
+                    a = a.detach()
+                    steps.append((s, a, *loop.step(w, a.numpy())))
+                R = 0.0
+                for i in reversed(range(T)):
+                    s, a, r, successor, terminated, cut = steps[i]
+                    if terminated or (cut and loop.setting["time_limit_bootstrap"] == 0):
+                        R = 0.0
+                    elif cut or i == T - 1:
+                        R = float(values_of(own, successor).detach())
+                    ended += terminated + 2 * cut
+                    R = r + 0.9 * R
+                    pi, v = policy_of(own, s), values_of(own, s)
+                    log_prob, entropy = pi.log_prob(a).sum(), pi.entropy().sum()
+                    losses.append(-log_prob * (R - float(v.detach())) - 0.1 * entropy + (R - v).square().sum())
+                gradients.append(loop.gradient(w, losses))
+            for w in range(W):
+                loop.apply(w, gradients[w])
+        assert_near(agent, run, loop)
+    assert ended > 20
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
+def test_one_worker_is_a2c(task: str) -> None:
+    """Bit for bit. A2C's gradient is the mean over its four steps and A3C's the sum, which RMSProp divides out but for
+    its epsilon; powers of two multiply without rounding."""
+    common = {"num_envs": 1, "num_steps": 4, "anneal_steps": 300.0, "max_grad_norm": inf, "vf_coef": 2.0}
+    runs = [common | {"gamma": gamma, "ent_coef": 0.02} for gamma in (0.9, 0.99)]
+    a2c = make("a2c", task, [run | {"optimizer_epsilon": 2.0**-16} for run in runs], [3, 4])
+    a3c = make("a3c", task, [run | {"optimizer_epsilon": 2.0**-12, "schedule": "serial"} for run in runs], [3, 4])
+    for _ in range(60):
+        a2c.iterate(), a3c.iterate()
+    for run in range(2):
+        assert_same(a2c.parameters_of(run), a3c.parameters_of(run), f"run {run}")
+    assert a2c.envs.drain_episodes() == a3c.envs.drain_episodes()
+
+
+# ---------------------------------------------------------------------------------------------------- worker processes
+class Resumable(ActionToReward):
+    def _save(self) -> dict[str, Any]:
+        return {"clock": self.clock.tolist(), "sign": self.sign.tolist(),
+                "generators": [rng.bit_generator.state for rng in self.generators]}  # fmt: skip
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.clock[:], self.sign[:] = state["clock"], state["sign"]
+        for rng, one in zip(self.generators, state["generators"], strict=True):
+            rng.bit_generator.state = one
+
+
+class Faulty(ActionToReward):
+    """Run 0's environment is broken from the third step on; `bug`: the worker with environment 1 has a fault."""
+
+    bug = False
+
+    def _advance(self, actions: Any, out: Step) -> None:
+        super()._advance(actions, out)
+        if self.env_steps >= 2 and not self.parked[0]:
+            self.park(0, "broken")
+        if self.bug and self.first_env == 1:
+            raise ValueError("a bug")
+
+
+class Buggy(Faulty):
+    bug = True
+
+
+def raced(algorithm: str, probe: type[Probe], **settings: Any) -> Any:
+    """Two runs of two worker processes each, small and quick."""
+    small = {"num_envs": 2, "num_steps": 4, "hidden_sizes": (8, 8), "learning_rate": 3e-3, "gamma": 0.5}
+    cfg = stack([load_config(algorithm, None, small | settings)] * 2)
+    envs = probe(2, 2, discrete=True)
+    envs.remake = partial(probe, 2, discrete=True)
+    return algorithms.load(algorithm).Agent(cfg, envs, [3, 4])
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those that run; one that has ended and waits to be asked for its exit code does not."""
+    found = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        found += [pid] * (state != "Z")
+    return found
+
+
+def test_hogwild_learns_counts_and_goes_on(tmp_path: Path) -> None:
+    agent = raced("a3c", Resumable)
+    assert not agent.reproducible and agent._crew is None  # nothing has been started for nothing
+    episodes = []
+    for _ in range(12):
+        before, metrics = agent.envs.env_steps, agent.iterate()
+        assert agent.envs.env_steps >= before + agent.steps_per_iteration
+        episodes += agent.envs.drain_episodes()
+        if (agent.act(np.zeros((2, 1, 1), np.float32)) == 1).all():
+            break
+    else:
+        pytest.fail("it has not learned which of two actions is the better one")
+    env_steps = agent.envs.env_steps
+    assert agent.shared.steps.sum() == env_steps and (agent.shared.steps > 0).all()  # both workers were at work
+    assert env_steps < before + agent.steps_per_iteration + 2 * agent.cfg.num_steps
+    for run in range(2):  # an episode lasts one step
+        ends = [episode.env_steps for episode in episodes if episode.run == run]
+        assert len(ends) == env_steps and ends == sorted(ends) and ends[-1] == env_steps
+    assert {episode.episode_length for episode in episodes} == {1}
+    assert set(metrics) == {"value_loss", "entropy"} and all(x.shape == (2,) for x in metrics.values())
+    assert agent.timers["learn"] > 0 and agent.cpu_elsewhere > 0
+
+    tensors.save_state(tmp_path / "state", {"agent": agent.state(), "envs": agent.envs.state()})
+    pids = [process.pid for process in agent.crew.processes]
+    assert alive(pids) == pids
+    agent.close()
+    assert not alive(pids)
+
+    state, other = tensors.load_state(tmp_path / "state"), raced("a3c", Resumable)
+    other.load_state(state["agent"])
+    other.envs.load_state(state["envs"])
+    same = other.state()
+    for one, saved in zip(same["workers"], state["agent"]["workers"], strict=True):
+        assert one["streams"] == saved["streams"]
+        assert np.array_equal(one["learners"]["own"]["flat"], saved["learners"]["own"]["flat"])
+        assert one["envs"]["environments"] == saved["envs"]["environments"]
+    assert all(np.array_equal(same["shared"][name], saved) for name, saved in state["agent"]["shared"].items())
+    for run in range(2):
+        assert_same(agent.parameters_of(run), other.parameters_of(run))
+    other.iterate()
+    assert other.envs.env_steps >= env_steps + other.steps_per_iteration
+    pids = [process.pid for process in other.crew.processes]
+    del other  # an agent that nobody holds holds no processes
+    assert not alive(pids)
+
+
+def test_failures_of_worker_processes_are_told() -> None:
+    """An environment that fails takes its run out; a fault or a killed process is an error that says which."""
+    agent = raced("a3c", Faulty)
+    agent.iterate()
+    assert agent.envs.errors == {0: "broken"} and agent.envs.parked.tolist() == [True, False]
+    ends = [episode.run for episode in agent.envs.drain_episodes()]
+    assert ends.count(0) <= 2 * agent.cfg.num_envs and ends.count(1) == agent.envs.env_steps
+    agent.envs.park(1)  # as the driver does
+    agent.iterate()
+    assert not agent.envs.drain_episodes()
+    processes = agent.crew.processes
+    os.kill(processes[1].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"^worker 1 of 2 failed: exit code -9"):
+        agent.iterate()
+    assert not alive([process.pid for process in processes])
+
+    agent = raced("a3c", Buggy)
+    with pytest.raises(RuntimeError, match=r"(?s)^Traceback.*\nworker 1 of 2 failed: ValueError: a bug$"):
+        agent.iterate()
+
+
+def test_worker_processes_end_with_their_parent(tmp_path: Path) -> None:
+    """However it ends."""
+    script = """
+        import os, signal, sys
+        from algorithms.common.processes import Crew
+        class Idle:
+            def __init__(self, index): pass
+            def pid(self): return os.getpid()
+        if __name__ == "__main__":
+            print(*Crew(Idle, 2).ask("pid"), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2 and done.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pids)
+
+
+def test_the_driver_trains_saves_and_goes_on(tmp_path: Path) -> None:
+    """Stopped and started again; the manifest says what cannot be had again, and only then."""
+    for schedule in ("hogwild", "serial"):
+        override = {"schedule": schedule, "num_envs": 2, "num_steps": 4, "hidden_sizes": [8]}
+        raw = {
+            "tasks": ["CartPole-v1"], "steps": 1700, "seeds": 2,
+            "algorithms": [{"name": "a3c", "overrides": override}],
+        }  # fmt: skip
+        experiment = plan.resolve(plan.expand("test", raw, "here"))
+        group, folder = plan.Group(experiment.runs), tmp_path / schedule / ".groups" / "group"
+        settings = {"device": "cpu", "checkpoint_seconds": 1e9, "tensorboard": False, "fingerprint": {}}
+        plan.write_plan(experiment, group, folder, **settings)
+        assert drive.train(folder, lambda: True) == STOPPED
+        assert drive.train(folder, lambda: False) == DONE
+        for run in experiment.runs:
+            manifest = store.read_manifest(tmp_path / schedule / run.path)
+            assert manifest is not None and manifest["status"] == store.FINISHED
+            assert manifest.get("reproducible") is (False if schedule == "hogwild" else None)
+            assert manifest["env_steps"] >= 1700 and len(manifest["sessions"]) == 2
+
+
+def test_impossible_settings_are_refused() -> None:
+    names = [name for name in algorithms.names() if issubclass(algorithms.load(name).Agent, AsynchronousAgent)]
+    assert "a3c" in names
+    for name in names:
+        for bad in ("learning_rate", "num_envs", "num_steps", "optimizer_epsilon"):
+            with pytest.raises(ValueError, match=bad):
+                load_config(name, None, {bad: 0})
+        with pytest.raises(ValueError, match="schedule"):
+            load_config(name, None, {"schedule": "parallel"})
+    with pytest.raises(ValueError, match="made anew"):
+        envs = ActionToReward(1, 2, discrete=True)
+        algorithms.load("a3c").Agent(stack([load_config("a3c", None, {"num_envs": 2})]), envs, [1])

@@ -47,7 +47,7 @@ PROBE = {
 # The same budget in more updates, for algorithms that make one step of the policy with each rollout; target networks
 # that are overwritten whole.
 PROBE_OF = {
-    "sac_discrete": {"tau": 1.0},
+    "sac_discrete": {"tau": 1.0}, "d4pg": {"tau": 1.0},
     "a2c": {"num_steps": 8}, "a2c_trust_region": {"num_steps": 5}, "vpg": {"num_steps": 4},
     "a2c_lstm": {"num_steps": 8},
     "acktr": {

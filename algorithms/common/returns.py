@@ -32,3 +32,17 @@ def gae(
         advantage = deltas[t] + carry[t] * advantage
         advantages[t] = advantage
     return advantages
+
+
+def discounted_sums(
+    rewards: np.ndarray, next_values: np.ndarray, terminations: np.ndarray, ends: np.ndarray, gamma: np.ndarray
+) -> np.ndarray:
+    """R_t = r_t + gamma R_{t+1}, float32 [T, R, N], from the last step back; where an episode ends or the rollout does,
+    v(s'_t) takes the place of R_{t+1}, and 0 where the task terminated. The arguments are those of `gae`."""
+    gamma = np.asarray(gamma, np.float32)[:, None]  # [R, 1]
+    sums = np.empty_like(rewards, np.float32)
+    after = next_values[-1]
+    for t in range(len(rewards) - 1, -1, -1):
+        after = np.where(terminations[t], np.float32(0), np.where(ends[t], next_values[t], after))
+        sums[t] = after = rewards[t] + gamma * after
+    return sums

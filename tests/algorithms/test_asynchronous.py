@@ -26,6 +26,7 @@ import algorithms
 import suites
 from algorithms.common.asynchronous import AsynchronousAgent
 from algorithms.common.config import load_config, stack
+from algorithms.common.returns import discounted_sums
 from algorithms.common.streams import generator
 from bench import DONE, STOPPED, drive, plan, store, tensors
 from suites.vector import Step
@@ -44,8 +45,10 @@ class Loop:
         self.theta = leaves(agent.parameters_of(run), torch.float64)
         self.own = [self.copy() for _ in range(W)]
         self.shares = setting["share_statistics"]
+        self.target = self.copy()
         self.squares = [{name: torch.zeros_like(x) for name, x in self.theta.items()} for _ in range(W)]
         self.total = 0  # T
+        self.lasts: list[float] = []  # every worker's last epsilon
         self.worlds = [suites.make(task, 1, 1) for _ in range(W)]
         self.seen = []
         for w, world in enumerate(self.worlds):
@@ -64,6 +67,12 @@ class Loop:
         successor, end = torch.from_numpy(step.next_observations[0, 0]).double(), step.terminations[0, 0]
         return float(step.rewards[0, 0]), successor, bool(end), bool(step.truncations[0, 0])
 
+    def choose(self, w: int, x: Any, u: np.ndarray) -> int:
+        """Epsilon-greedily, by the epsilon of the present T: all act before anyone's steps are counted."""
+        share = min(self.total / self.setting["epsilon_steps"], 1.0)
+        explore = u[0] < 1.0 + (self.lasts[w] - 1.0) * share
+        return int(u[1] * 2) if explore else int(q_values(self.own[w], x).argmax())
+
     def apply(self, w: int, gradient: list[torch.Tensor]) -> None:
         """Shared RMSProp; then worker w copies theta."""
         setting, squares = self.setting, self.squares[0 if self.shares else w]
@@ -76,6 +85,10 @@ class Loop:
                 x -= rate * scale * g / (squares[name] + setting["optimizer_epsilon"]).sqrt()
         self.total += T
         self.own[w] = self.copy()
+
+    def update_target(self) -> None:
+        if self.total // self.setting["target_period"] > (self.total - T) // self.setting["target_period"]:
+            self.target = self.copy()
 
     def gradient(self, w: int, losses: list[torch.Tensor]) -> list[torch.Tensor]:
         return list(torch.autograd.grad(torch.stack(losses).sum(), list(self.own[w].values())))
@@ -151,6 +164,65 @@ def test_a3c_is_the_paper_s_loop(task: str, share: bool) -> None:
                 loop.apply(w, gradients[w])
         assert_near(agent, run, loop)
     assert ended > 20
+
+
+def q_values(weights: dict[str, torch.Tensor], x: Any) -> torch.Tensor:
+    x = torch.as_tensor(x, dtype=torch.float64)
+    for layer in range(3):
+        x = (torch.relu(x) if layer else x) @ weights[f"q.weight{layer}"] + weights[f"q.bias{layer}"]
+    return x[0]
+
+
+@pytest.mark.parametrize("algorithm", ["async_one_step_q", "async_one_step_sarsa", "async_nstep_q"])
+def test_value_based_methods_are_the_paper_s_loops(algorithm: str) -> None:
+    """Algorithms 1 and S2, from the environments' seeds on: exploration, targets, gradients, updates and copies."""
+    settings = [
+        BASE | one | {"share_statistics": False, "epsilon_steps": steps, "target_period": period}
+        for one, steps, period in zip(DIFFERENT, (60.0, 200.0), (40.0, 100.0), strict=True)
+    ]
+    agent = built(algorithm, "CartPole-v1", settings)
+    loops = [Loop(agent, run, "CartPole-v1", setting) for run, setting in enumerate(settings)]
+    for _ in range(ROUNDS):
+        agent.iterate()
+    cuts = 0
+    for run, loop in enumerate(loops):
+        rng, chances = generator(loop.seed, "actions"), generator(loop.seed, "epsilon")
+        loop.lasts = [0.1 if u < 0.4 else 0.01 if u < 0.7 else 0.5 for u in chances.random(W)]
+        sarsa = "sarsa" in algorithm
+        following = [loop.choose(w, loop.seen[w], rng.random((1, 1, 2))[0, 0]) if sarsa else 0 for w in range(W)]
+        for _ in range(ROUNDS):
+            gradients = []
+            for w in range(W):
+                uniform, own, steps, losses = rng.random((T, 1, 2))[:, 0], loop.own[w], [], []
+                for i in range(T):
+                    s = loop.seen[w]
+                    a = following[w] if sarsa else loop.choose(w, s, uniform[i])
+                    r, successor, terminated, cut = loop.step(w, a)
+                    if sarsa:
+                        following[w] = loop.choose(w, loop.seen[w], uniform[i])
+                        taken = loop.choose(w, successor, uniform[i]) if cut else following[w]
+                    else:
+                        taken = int(q_values(loop.target, successor).argmax())
+                    worth = float(q_values(loop.target, successor)[taken].detach())
+                    steps.append((s, a, r, worth, terminated, cut))
+                    cuts += cut and not terminated
+                R = 0.0
+                for i in reversed(range(T)):
+                    s, a, r, worth, terminated, cut = steps[i]
+                    if terminated:
+                        R = 0.0
+                    elif cut or i == T - 1 or "one_step" in algorithm:
+                        R = worth
+                    R = r + 0.9 * R
+                    losses.append((R - q_values(own, s)[a]).square())
+                gradients.append(loop.gradient(w, losses))
+            for w in range(W):
+                loop.apply(w, gradients[w])
+                loop.update_target()
+        assert_near(agent, run, loop)
+        for name, target in agent.shared.target.views.items():
+            assert np.abs((target[run].detach() - loop.target[name].detach()).numpy()).max() < 2e-5, (run, name)
+    assert cuts > 10
 
 
 @pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
@@ -264,6 +336,22 @@ def test_hogwild_learns_counts_and_goes_on(tmp_path: Path) -> None:
     assert not alive(pids)
 
 
+@pytest.mark.parametrize("algorithm", ["async_one_step_sarsa", "async_nstep_q"])
+def test_hogwild_shares_the_target_network(algorithm: str) -> None:
+    agent = raced(algorithm, ActionToReward, target_period=20.0, epsilon_steps=400.0)
+    start = agent.shared.target.flat.clone()
+    for _ in range(12):
+        agent.iterate()
+        if (agent.act(np.zeros((2, 1, 1), np.float32)) == 1).all():
+            break
+    else:
+        pytest.fail("it has not learned which of two actions is the better one")
+    shared = agent.shared
+    assert np.abs(shared.target_updates - shared.env_steps // 20).max() <= 1  # whoever finds it late copies late
+    assert (shared.target.flat - shared.parameters.flat).abs().max() < 0.1 < (shared.target.flat - start).abs().max()
+    agent.close()
+
+
 def test_failures_of_worker_processes_are_told() -> None:
     """An environment that fails takes its run out; a fault or a killed process is an error that says which."""
     agent = raced("a3c", Faulty)
@@ -331,9 +419,32 @@ def test_the_driver_trains_saves_and_goes_on(tmp_path: Path) -> None:
             assert manifest["env_steps"] >= 1700 and len(manifest["sessions"]) == 2
 
 
+def test_discounted_sums_by_hand() -> None:
+    """Two environments: one ends and is cut, the other goes on to the end of the rollout."""
+    rewards = np.array([[[1.0, 1.0]], [[2.0, 1.0]], [[3.0, 1.0]], [[4.0, 1.0]]])
+    next_values = np.array([[[9.0, 9.0]], [[9.0, 9.0]], [[8.0, 9.0]], [[6.0, 2.0]]])
+    terminations = np.array([[[False] * 2], [[True, False]], [[False] * 2], [[False] * 2]])
+    ends = terminations | np.array([[[False] * 2], [[False] * 2], [[True, False]], [[False] * 2]])
+    sums = discounted_sums(rewards, next_values, terminations, ends, np.array([0.5]))
+    assert sums[:, 0, 0].tolist() == [1 + 0.5 * 2, 2.0, 3 + 0.5 * 8, 4 + 0.5 * 6]
+    assert sums[:, 0, 1].tolist() == [1.875 + 0.125, 1.75 + 0.25, 1.5 + 0.5, 1 + 1.0]
+
+
+def test_workers_explore_in_their_own_ways() -> None:
+    """The last epsilons are drawn for each worker of each run, as often as the paper says."""
+    agent = make("async_one_step_q", "CartPole-v1", [{"schedule": "serial", "num_envs": 64}] * 4, [1, 2, 3, 4])
+    ends = agent.learners.epsilon_end.reshape(4, 64)
+    counts = [(ends == end).mean() for end in (0.1, 0.01, 0.5)]
+    assert np.abs(np.array(counts) - [0.4, 0.3, 0.3]).max() < 0.1 and sum(counts) == 1
+    assert len({row.tobytes() for row in ends}) == 4
+    assert load_config("async_one_step_q").epsilon_ends == (0.1, 0.01, 0.5)
+    with pytest.raises(ValueError, match="epsilon_shares"):
+        load_config("async_one_step_q", None, {"epsilon_shares": [0.5, 0.4]})
+
+
 def test_impossible_settings_are_refused() -> None:
     names = [name for name in algorithms.names() if issubclass(algorithms.load(name).Agent, AsynchronousAgent)]
-    assert "a3c" in names
+    assert len(names) >= 4
     for name in names:
         for bad in ("learning_rate", "num_envs", "num_steps", "optimizer_epsilon"):
             with pytest.raises(ValueError, match=bad):

@@ -30,9 +30,10 @@ class ClassicVectorEnv(VectorEnv):
     num_observed: ClassVar[int]
     discrete: ClassVar[int | None] = None
     action_bound: ClassVar[float | None] = None
+    action_size: ClassVar[int] = 1  # numbers of a continuous action
 
     def __init__(self, num_runs: int, num_envs: int) -> None:
-        bound = None if self.action_bound is None else np.full(1, self.action_bound, np.float32)
+        bound = None if self.action_bound is None else np.full(self.action_size, self.action_bound, np.float32)
         super().__init__(
             num_runs,
             num_envs,
@@ -50,7 +51,7 @@ class ClassicVectorEnv(VectorEnv):
         self._used = np.zeros(batch, np.int64)  # initial states taken from the block
 
     def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
-        """state [D, R, N], actions [R, N] -> next state, rewards, terminations."""
+        """state [D, R, N], actions [R, N] ([R, N, A] of A numbers) -> next state, rewards, terminations."""
         raise NotImplementedError
 
     def _observe(self, state: Array) -> Array:
@@ -84,7 +85,8 @@ class ClassicVectorEnv(VectorEnv):
         return drawn
 
     def _advance(self, actions: Array, out: Step) -> None:
-        state, out.rewards[:], out.terminations[:] = self._dynamics(self._state, actions.reshape(self._returns.shape))
+        actions = actions if self.action_size > 1 else actions.reshape(self._returns.shape)
+        state, out.rewards[:], out.terminations[:] = self._dynamics(self._state, actions)
         if self._some_parked:
             state[:, self.parked] = self._state[:, self.parked]
         self._state = state

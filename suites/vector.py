@@ -60,6 +60,8 @@ class VectorEnv:
     observation_dtype: type[np.generic] = np.float32  # what observations fit into without loss; uint8 saves memory
     num_states: int | None = None  # on tables: the observation is the index of the state, 0..num_states - 1,
     model: Any = None  # and this what the task does, exactly (suites.tabular.Model)
+    observation_low: NDArray[np.float64] | None = None  # [O], where the task bounds its observations
+    observation_high: NDArray[np.float64] | None = None
 
     def __init__(
         self,

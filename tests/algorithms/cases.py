@@ -27,6 +27,7 @@ SMALL = {
     "num_atoms": 11, "num_quantiles": 5, "num_target_quantiles": 6, "num_acting_quantiles": 4, "num_cosines": 8,
     "num_episodes": 1, "num_value_steps": 3, "line_search_steps": 4, "num_members": 4,
     "num_directions": 2, "num_top": 1,
+    "num_tilings": 4, "num_tiles": 5, "memory": 256,
     "random_steps": 20, "num_critics": 2, "critic_hidden_sizes": (32, 32), "lstm_size": 16,
 }  # fmt: skip
 SMALL_OF = {"ppo_lstm": {"batch_size": 48}}  # one environment's steps
@@ -40,6 +41,7 @@ PROBE = {
     "num_acting_quantiles": 8, "num_cosines": 16, "importance_steps": 6000.0, "alpha": 0.1,
     "num_episodes": 16, "num_value_steps": 8, "value_learning_rate": 3e-3, "baseline": "value", "num_members": 64,
     "num_directions": 16, "num_top": 8, "direction_std": 0.1, "bias": True,
+    "num_tilings": 4, "memory": 256,
     "actor_learning_rate": 3e-3, "tau": 0.05, "weight_decay": 0.0, "random_steps": 200, "alpha_learning_rate": 3e-3,
     "critic_hidden_sizes": (32, 32), "num_critics": 2, "lstm_size": 32,
 }  # fmt: skip
@@ -49,6 +51,9 @@ PROBE = {
 PROBE_OF = {
     "sac_discrete": {"tau": 1.0}, "d4pg": {"tau": 1.0},
     "a2c": {"num_steps": 8}, "a2c_trust_region": {"num_steps": 5}, "vpg": {"num_steps": 4},
+    "actor_critic": {"learning_rate": 0.1, "actor_learning_rate": 0.05, "trace_lambda": 0.0, "start_std": 0.3},
+    "copdac_q": {"learning_rate": 0.1, "advantage_learning_rate": 0.3, "actor_learning_rate": 1e-3, "noise_std": 0.1},
+    "offpac": {"learning_rate": 0.1, "trace_lambda": 0.0},
     "a2c_lstm": {"num_steps": 8},
     "acktr": {
         "num_steps": 8, "fisher_subsample": 1, "kl_target": 0.0, "learning_rate": 0.03, "policy_delta": 0.01,
@@ -74,10 +79,11 @@ PER_RUN: dict[str, Sequence[float]] = {
     "double": (1.0, 0.0),
     "policy_delta": (5e-3, 0.1, inf, 1e-4, inf, 0.03, inf), "value_delta": (0.04, 1.0, inf, 1e-3),
     "noise_theta": (0.15, 1.0), "weight_decay": (0.01, 0.0, 0.1), "tau": (0.01, 1.0, 0.1),
-    "policy_period": (2.0, 1.0, 3.0), "automatic": (1.0, 0.0),
+    "policy_period": (2.0, 1.0, 3.0), "automatic": (1.0, 0.0), "scaled": (1.0, 0.0, 1.0),
 }  # fmt: skip
 EVOLUTION = {"ars", "cem", "es"}  # draw weights, not actions, and know no values
 PLANNERS = {"policy_iteration", "value_iteration"}  # know the model, and draw nothing
+LINEAR = {"actor_critic", "copdac_q", "offpac"}  # start from weights of 0, and draw actions only
 FRACTIONS = (1.0, 0.5, 0.9, 0.99)  # of the default, for the other fields
 
 

@@ -21,7 +21,7 @@ from suites.vector import VectorEnv, environment_seed
 ROOT = Path(__file__).parents[2]
 TASKS = suites.task_ids()
 CLASSIC = [task.id for task in suites.find_suite("classic")]
-BATCHED = [*CLASSIC, *(task.id for task in suites.find_suite("tabular"))]  # whose steps are quick
+BATCHED = [*CLASSIC, *(task.id for name in ("linear", "tabular") for task in suites.find_suite(name))]  # quick steps
 GYMNASIUM = [*CLASSIC, *(task.id for task in suites.find_suite("mujoco"))]  # tables: test_suites_tabular.py
 STEPS = 1_010  # so that tasks without termination meet their limit of 1,000
 

@@ -17,7 +17,7 @@ MUJOCO = (
 
 
 def test_names_and_members() -> None:
-    assert {"classic", "mujoco", "mujoco-ppo7", "tabular"} <= set(suites.names())
+    assert {"classic", "linear", "mujoco", "mujoco-ppo7", "tabular"} <= set(suites.names())
     assert {task.id for task in suites.find_suite("mujoco")} == {f"{name}-v5" for name in MUJOCO.split()}
     assert len(suites.find_suite("mujoco-ppo7")) == 7
     assert [task.id for task in suites.find_suite("classic")] == [

@@ -8,6 +8,7 @@ tables back to it, and ends with the same bits (except an agent whose manifest s
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -330,10 +331,18 @@ def die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def listen() -> None:
+    """What algorithms have to tell, such as the memory they are about to take, goes to the worker's log."""
+    told = logging.getLogger("algorithms")
+    told.addHandler(logging.StreamHandler())
+    told.setLevel(logging.INFO)
+
+
 def main(arguments: list[str]) -> int:
     """`GROUP_FOLDER [PARENT_PID]`."""
     if len(arguments) > 1:
         die_with(int(arguments[1]))
+    listen()
     stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):  # the iteration in progress is finished and saved
         signal.signal(number, lambda number, frame: stop.append(number))

@@ -120,7 +120,8 @@ class Replay:
         width = self.width(observation_size, action_size, observation_dtype)
         size = self.size_in_bytes(num_runs, capacity, observation_size, action_size, observation_dtype)
         logging.getLogger(__name__).info(
-            "replay memory: %d runs x %d transitions = %.1f MB", num_runs, capacity, size / 1e6
+            f"replay memory: {num_runs} runs x {capacity:,} transitions x {size / num_runs / capacity:.0f} bytes"
+            f" = {size / 1e6:,.1f} MB when full"
         )
         kind = KINDS[dtype.type]
         self.rows = torch.zeros(num_runs, capacity, width, dtype=kind, device=device)  # pages are taken as they fill

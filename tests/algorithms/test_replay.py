@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from bisect import bisect_right
 from collections import deque
@@ -183,6 +184,24 @@ def test_a_row_takes_whole_cache_lines_and_the_size_is_known_beforehand() -> Non
         for dtype in (np.float32, np.uint8):
             replay = Replay(3, 40, 2, *sizes, np.ones(3), 1, dtype)
             assert replay.rows.numel() * replay.rows.element_size() == Replay.size_in_bytes(3, 40, *sizes, dtype)
+
+
+@pytest.mark.parametrize("kind", [Replay, PrioritizedReplay])
+def test_the_size_is_told_before_it_is_taken(
+    kind: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HalfCheetah's million transitions of 192 bytes; priorities add 2^21 sums of 8 bytes to each run."""
+
+    def full(*shape: int, **options: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "zeros", full)
+    caplog.set_level(logging.INFO, "algorithms")
+    with pytest.raises(MemoryError):
+        kind(2, 1_000_000, 1, 17, 6, GAMMAS[:2], **({} if kind is Replay else {"alpha": np.ones(2)}))
+    bytes_of_one, all_of_them = (192, "384.0") if kind is Replay else (209, "417.6")
+    expected = f"2 runs x 1,000,000 transitions x {bytes_of_one} bytes = {all_of_them} MB"
+    assert [expected in message for message in caplog.messages] == [True]
 
 
 def test_a_checkpoint_holds_only_what_is_filled() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from algorithms.common.replay import Replay
 from bench import drive
 from suites.vector import Step, VectorEnv
 
@@ -74,3 +76,14 @@ def test_an_agent_with_a_memory_carries_it_from_step_to_step() -> None:
     for count in (1, 2):
         assert drive.evaluate(remembers, Countdown(2, 3), [0, 1], count).lengths.tolist() == [[2] * 3, [3] * 3]
     assert seen == [0, 1, 2] * 2
+
+
+def test_what_an_algorithm_tells_is_in_the_workers_log(capsys: pytest.CaptureFixture[str]) -> None:
+    told = logging.getLogger("algorithms")
+    before = told.handlers[:], told.level
+    try:
+        drive.listen()
+        Replay(2, 1000, 1, 4, 1, np.ones(2))
+    finally:
+        told.handlers, told.level = before
+    assert "2 runs x 1,000 transitions x 64 bytes = 0.1 MB" in capsys.readouterr().err

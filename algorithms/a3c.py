@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
-from algorithms.common.asynchronous import ActorLearners, AsynchronousAgent, Shared, require_workers
+from algorithms.common.asynchronous import ActorLearners, AsynchronousAgent, require_workers
 from algorithms.common.config import PerRun
 from algorithms.common.layers import MLP
 from algorithms.common.on_policy import INITIALIZATIONS, require_positive, require_shares
@@ -83,11 +83,8 @@ def networks(cfg: Config, envs: Any) -> tuple[Policy, MLP]:
 class Workers(ActorLearners):
     """A3C's actor-learners."""
 
-    def __init__(
-        self, cfg: Config, envs: Any, seeds: Sequence[int], shared: Shared, streams: Streams, indices: Sequence[int]
-    ):
-        super().__init__(cfg, envs, seeds, shared, streams, indices)
-        self.policy, self.critic = networks(cfg, envs)
+    def _make_networks(self) -> None:
+        self.policy, self.critic = networks(self.cfg, self.envs)
         self.policy.bind(self.own)
 
     def _policy(self) -> Callable[[np.ndarray, int], np.ndarray]:
@@ -99,7 +96,8 @@ class Workers(ActorLearners):
         observations, actions = by_run(rollout.observations), by_run(rollout.actions)
         critic_layers = self.critic.forward(self.own, observations)
         values = critic_layers[-1].squeeze(-1)  # [K, T]
-        advantages = self._advantages(rollout, values)
+        next_values = evaluate(self.critic, self.own, by_run(rollout.next_observations)).squeeze(-1)
+        advantages = self._advantages(rollout, values, next_values)
         returns = advantages + values  # R_i
         by_values = (values - returns) * self.coef["vf_coef"]
         self.critic.backward(self.own, critic_layers, by_values.unsqueeze(-1))
@@ -108,9 +106,9 @@ class Workers(ActorLearners):
         self.policy.write_gradient(layers, *policy.gradient(actions, -advantages, w_h=-self.coef["ent_coef"]))
         return {"value_loss": advantages.square().mean(1), "entropy": policy.entropy().mean(1)}
 
-    def _advantages(self, rollout: Rollout, values: Tensor) -> Tensor:
-        """R_i - V(s_i) [K, T], given V(s_i): generalized advantage estimates with lambda = 1, which are that."""
-        next_values = evaluate(self.critic, self.own, by_run(rollout.next_observations)).squeeze(-1)
+    def _advantages(self, rollout: Rollout, values: Tensor, next_values: Tensor) -> Tensor:
+        """R_i - V(s_i) [K, T], given V of the observations and of their successors: generalized advantage estimates
+        with lambda = 1 are that."""
         cut = rollout.truncations & (self.each.time_limit_bootstrap == 0)[:, None]
         entries = (
             rollout.rewards,
@@ -126,7 +124,7 @@ class Workers(ActorLearners):
 class Agent(AsynchronousAgent):
     """A3C for R runs at once."""
 
-    learners_class = Workers
+    learners_class: ClassVar[type[ActorLearners]] = Workers
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         self.policy, self.critic = networks(self.cfg, self.envs)

@@ -29,14 +29,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.common.asynchronous import ActorLearners, AsynchronousAgent, Shared, require_workers
+from algorithms.common.asynchronous import ActorLearners, AsynchronousAgent, require_workers
 from algorithms.common.columns import Part, QNetwork
 from algorithms.common.config import PerRun, require
 from algorithms.common.on_policy import require_positive, require_shares
@@ -95,16 +95,13 @@ class Workers(ActorLearners):
 
     memory = (*ActorLearners.memory, "epsilon_end")
 
-    def __init__(
-        self, cfg: Any, envs: Any, seeds: Sequence[int], shared: Shared, streams: Streams, indices: Sequence[int]
-    ):
-        super().__init__(cfg, envs, seeds, shared, streams, indices)
-        self.net = network(cfg, envs)
-        self.part = Part(self.own, slice(None))
-        assert shared.target is not None
-        self.target_part = Part(shared.target, slice(None))
+    def _make_networks(self) -> None:
+        cfg = self.cfg
+        self.net = network(cfg, self.envs)
         self.acting = self.net.acting(self.own)
-        self.actions = torch.arange(envs.num_actions)[:, None]  # [A, 1]
+        assert self.shared.target is not None
+        self.part, self.target_part = (Part(weights, slice(None)) for weights in (self.own, self.shared.target))
+        self.actions = torch.arange(self.envs.num_actions)[:, None]  # [A, 1]
         drawn = self.streams.draw("epsilon", lambda rng: rng.random(1))[:, 0]
         bounds = np.cumsum(cfg.epsilon_shares[:-1])
         self.epsilon_end = np.array(cfg.epsilon_ends)[np.searchsorted(bounds, drawn, "right")]  # [K]

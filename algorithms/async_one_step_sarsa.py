@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +36,8 @@ class Workers(async_one_step_q.Workers):
 
     memory = (*async_one_step_q.Workers.memory, "next_actions")
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
+    def _make_networks(self) -> None:
+        super()._make_networks()
         self.next_actions = self._choose(self._present(), self._epsilon(), self._uniform(1)[0])  # [K, 1]
 
     def _present(self) -> np.ndarray:

@@ -165,6 +165,7 @@ class ActorLearners(Remembering):
         }
         for i in range(self.size):
             torch._foreach_copy_(self._own_theta[i], self._theta)
+        self._make_networks()
 
     def _by_worker(self, views: Mapping[str, Tensor]) -> list[list[Tensor]]:
         """The parts [R, ...] of views [K, ...] that belong to each worker."""
@@ -211,6 +212,10 @@ class ActorLearners(Remembering):
         return observations.reshape(-1, 1, *observations.shape[2:])
 
     # ---- what an algorithm fills in
+
+    def _make_networks(self) -> None:
+        """Whatever acts and learns by the weights in `own`."""
+        raise NotImplementedError
 
     def _policy(self) -> Callable[[np.ndarray, int], np.ndarray]:
         """Actions [K, 1, ...] for (observations [K, 1, O], t < num_steps), their noise drawn at once."""
@@ -293,7 +298,12 @@ class AsynchronousAgent:
     with_target: ClassVar[bool] = False
 
     def __init__(self, cfg: Any, envs: Any, seeds: Sequence[int], device: str = "cpu"):
-        self.cfg, self.envs, self.seeds = cfg, envs, list(seeds)
+        self.cfg, self.envs, self.seeds, self.device = (
+            cfg,
+            envs,
+            list(seeds),
+            "cpu",
+        )  # the paper's point, on any machine
         self.num_runs = len(seeds)
         self.reproducible = cfg.schedule == "serial"
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps * (1 if self.reproducible else TURNS)  # env_steps

@@ -11,7 +11,7 @@ step. That carry is what acting left behind, although the weights have moved sin
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from algorithms.common.layers import MLP, Parameters, orthogonal, tanh_
 from algorithms.common.on_policy import INITIALIZATIONS, OnPolicyAgent
 from algorithms.common.policies import Policy
 from algorithms.common.recurrent import LSTM, Unrolled, blank_where
-from algorithms.common.rollouts import Rollout, by_run, evaluate
+from algorithms.common.rollouts import Collector, Rollout, by_run, evaluate
 from algorithms.common.streams import Streams
 
 
@@ -53,32 +53,36 @@ class Pass(NamedTuple):
         return self.critic[-1].squeeze(-1)
 
 
-class RecurrentAgent(OnPolicyAgent):
-    """`OnPolicyAgent` with a memory; `cfg` has `lstm_size` as well. `carry` [R, N, 2H] is what the training
-    environments' memories hold."""
+class RecurrentNetworks:
+    """Encoder, LSTM and heads of a class that has `num_runs`, `device` and a `collector`; their weights lie in its
+    `parameters`."""
 
-    memory = (*OnPolicyAgent.memory, "carry")
+    num_runs: int
+    device: str
+    parameters: Parameters
+    collector: Collector
 
-    def _make_networks(self, with_critic: bool) -> None:
-        """Every part draws its weights from a stream of its own; the LSTM's are orthogonal and its biases 0 (CleanRL as
-        above; also openai/baselines@ea25b9e a2c/utils.py `lstm`)."""
-        assert with_critic
-        cfg, envs = self.cfg, self.envs
+    def _build(self, cfg: Any, envs: Any) -> dict[str, tuple[int, ...]]:
+        """Make the networks; the shapes of their weights, per run."""
         self.encoder = MLP("encoder", (envs.observation_shape[0], *cfg.hidden_sizes))
         self.lstm = LSTM("lstm", cfg.hidden_sizes[-1], cfg.lstm_size)
         self.policy = Policy(envs, (), num_inputs=cfg.lstm_size)
         self.critic = MLP("critic", (cfg.lstm_size, 1))
-        shapes = self.encoder.shapes() | self.lstm.shapes() | self.policy.shapes() | self.critic.shapes()
-        self.parameters = Parameters(self.num_runs, shapes, self.device)
-        self.of_policy = self.parameters.part(self.policy.shapes())
-        self.of_critic = self.parameters.part(self.critic.shapes())
-        hidden, policy_head, critic_head, bias = INITIALIZATIONS[cfg.initialization]
-        self.encoder.initialize(self.parameters, self.streams["encoder"], hidden, hidden, bias)
-        self.lstm.initialize(self.parameters, self.streams["lstm"], orthogonal(1.0))
-        self.policy.initialize(self.parameters, self.streams["actor"], hidden, policy_head, bias)
-        self.critic.initialize(self.parameters, self.streams["critic"], hidden, critic_head, bias)
+        return self.encoder.shapes() | self.lstm.shapes() | self.policy.shapes() | self.critic.shapes()
+
+    def _draw(self, streams: Streams, initialization: str) -> None:
+        """Every part draws its weights from a stream of its own; the LSTM's are orthogonal and its biases 0 (CleanRL as
+        above; also openai/baselines@ea25b9e a2c/utils.py `lstm`)."""
+        hidden, policy_head, critic_head, bias = INITIALIZATIONS[initialization]
+        self.encoder.initialize(self.parameters, streams["encoder"], hidden, hidden, bias)
+        self.lstm.initialize(self.parameters, streams["lstm"], orthogonal(1.0))
+        self.policy.initialize(self.parameters, streams["actor"], hidden, policy_head, bias)
+        self.critic.initialize(self.parameters, streams["critic"], hidden, critic_head, bias)
+
+    def _bind(self) -> None:
+        """Act by `parameters` from now on."""
+        self.policy.bind(self.parameters)
         self._encode, self._step = self.encoder.acting(self.parameters), self.lstm.acting(self.parameters)
-        self.carry = self.initial_carry(cfg.num_envs)
 
     # ---- acting
 
@@ -101,26 +105,6 @@ class RecurrentAgent(OnPolicyAgent):
     def _remember(self, observations: np.ndarray, carry: np.ndarray) -> np.ndarray:
         """The carry after these observations."""
         return self._step(np.tanh(self._encode(observations)), carry)
-
-    def _collect_sequences(self) -> tuple[Rollout, Sequences]:
-        """T steps in every environment with the present policy, the memory of each emptied where an episode begins."""
-        carry, first = self.carry, self.collector.starts
-        rollout = self._collect()
-        ends = (rollout.terminations | rollout.truncations)[:-1]
-        starts = np.concatenate((first[None], ends)).swapaxes(0, 1)  # [R, T, N]
-        device, observations = self.device, by_run(rollout.observations, self.device)
-        as_seen = torch.from_numpy(carry).to(device), torch.from_numpy(np.ascontiguousarray(starts)).to(device)
-        return rollout, Sequences(observations, *as_seen)
-
-    def _collect(self) -> Rollout:
-        steps, envs = self.cfg.num_steps, self.cfg.num_envs
-        sample = self.policy.sampler(self.streams, steps, envs)
-
-        def act(observations: np.ndarray, t: int) -> np.ndarray:
-            self.carry = self._remember(observations, blank_where(self.collector.starts, self.carry))
-            return sample(self.carry[..., : self.lstm.size], t)
-
-        return self.collector.collect(steps, act)
 
     # ---- learning
 
@@ -157,3 +141,39 @@ class RecurrentAgent(OnPolicyAgent):
         none = torch.zeros(carry.shape[0], 1, carry.shape[1], dtype=torch.bool, device=carry.device)
         seen = self.lstm.forward(self.parameters, features, carry, none).outputs
         return evaluate(self.critic, self.parameters, seen).squeeze(-1)
+
+
+class RecurrentAgent(RecurrentNetworks, OnPolicyAgent):
+    """`OnPolicyAgent` with a memory; `cfg` has `lstm_size` as well. `carry` [R, N, 2H] is what the training
+    environments' memories hold."""
+
+    memory = (*OnPolicyAgent.memory, "carry")
+
+    def _make_networks(self, with_critic: bool) -> None:
+        assert with_critic
+        self.parameters = Parameters(self.num_runs, self._build(self.cfg, self.envs), self.device)
+        self.of_policy = self.parameters.part(self.policy.shapes())
+        self.of_critic = self.parameters.part(self.critic.shapes())
+        self._draw(self.streams, self.cfg.initialization)
+        self._bind()
+        self.carry = self.initial_carry(self.cfg.num_envs)
+
+    def _collect_sequences(self) -> tuple[Rollout, Sequences]:
+        """T steps in every environment with the present policy, the memory of each emptied where an episode begins."""
+        carry, first = self.carry, self.collector.starts
+        rollout = self._collect()
+        ends = (rollout.terminations | rollout.truncations)[:-1]
+        starts = np.concatenate((first[None], ends)).swapaxes(0, 1)  # [R, T, N]
+        device, observations = self.device, by_run(rollout.observations, self.device)
+        as_seen = torch.from_numpy(carry).to(device), torch.from_numpy(np.ascontiguousarray(starts)).to(device)
+        return rollout, Sequences(observations, *as_seen)
+
+    def _collect(self) -> Rollout:
+        steps, envs = self.cfg.num_steps, self.cfg.num_envs
+        sample = self.policy.sampler(self.streams, steps, envs)
+
+        def act(observations: np.ndarray, t: int) -> np.ndarray:
+            self.carry = self._remember(observations, blank_where(self.collector.starts, self.carry))
+            return sample(self.carry[..., : self.lstm.size], t)
+
+        return self.collector.collect(steps, act)

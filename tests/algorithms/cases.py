@@ -59,15 +59,16 @@ PROBE_OF = {
         "num_steps": 8, "fisher_subsample": 1, "kl_target": 0.0, "learning_rate": 0.03, "policy_delta": 0.01,
         "value_learning_rate": 0.3, "value_delta": 0.05,
     },
+    "a3c": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0},  # stale gradients want small steps
+    "a3c_lstm": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0},
+    "async_one_step_q": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0},
+    "async_one_step_sarsa": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0, "epsilon_ends": (0.1, 0.01, 0.1)},
+    "async_nstep_q": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0},
 }  # fmt: skip
 
 # Values that the runs of a mixed group take in turn.
 PER_RUN: dict[str, Sequence[float]] = {
     "clip_coef": (0.2, inf, 0.1), "kl_coef": (0.0, 1.0, 0.3, 3.0, 0.0),
-    "a3c": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0},  # stale gradients want small steps
-    "async_one_step_q": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0},
-    "async_one_step_sarsa": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0, "epsilon_ends": (0.1, 0.01, 0.1)},
-    "async_nstep_q": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0},
     "kl_target": (0.0, 0.003, 0.0, 0.01, 0.0, 0.0, 0.03),
     "anneal_steps": (inf, 300.0, 1000.0, inf), "ent_coef": (0.0, 0.01), "time_limit_bootstrap": (1.0, 0.0, 1.0),
     "normalize_advantages": (0.0, 1.0), "value_clip": (inf, 0.1, inf),

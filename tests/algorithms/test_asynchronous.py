@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_recurrent as recurrent
 import torch
 from cases import assert_same, make
 from probes import ActionToReward, Probe
@@ -40,9 +41,9 @@ W, T, ROUNDS = 3, 16, 3
 class Loop:
     """W workers of one run, in the order of their numbers: all act and accumulate, then all apply."""
 
-    def __init__(self, agent: Any, run: int, task: str, setting: dict[str, Any]):
+    def __init__(self, agent: Any, run: int, task: str, setting: dict[str, Any], dtype: torch.dtype = torch.float64):
         self.setting, self.seed = setting, agent.seeds[run]
-        self.theta = leaves(agent.parameters_of(run), torch.float64)
+        self.theta = leaves(agent.parameters_of(run), dtype)
         self.own = [self.copy() for _ in range(W)]
         self.shares = setting["share_statistics"]
         self.target = self.copy()
@@ -166,6 +167,50 @@ def test_a3c_is_the_paper_s_loop(task: str, share: bool) -> None:
     assert ended > 20
 
 
+@pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
+def test_a3c_lstm_is_the_paper_s_loop(task: str) -> None:
+    """On what its workers met: every worker's own weights, memory, resets and gradient, and the order of updates."""
+    more = {"share_statistics": True, "hidden_sizes": (8, 8), "lstm_size": 8, "ent_coef": 0.1, "vf_coef": 2.0}
+    settings = [
+        BASE | one | more | {"time_limit_bootstrap": bootstrap}
+        for one, bootstrap in zip(DIFFERENT, (1.0, 0.0), strict=True)
+    ]
+    agent = built("a3c_lstm", task, settings)
+    loops = [Loop(agent, run, task, setting, torch.float32) for run, setting in enumerate(settings)]
+    met: list[Any] = []
+    gradient = agent.learners._gradient
+    agent.learners._gradient = lambda rollout: (
+        met.append((rollout, agent.learners._sequences(rollout))) or gradient(rollout)
+    )
+    carry, first = torch.zeros(2 * W, 1, 16), torch.ones(2 * W, 1, dtype=torch.bool)
+    for _ in range(ROUNDS):
+        agent.iterate()
+        rollout, sequences = met[-1]
+        assert torch.equal(sequences.starts[:, 0], first) and torch.allclose(sequences.carry, carry, atol=1e-4)
+        first = torch.from_numpy(rollout.terminations[-1] | rollout.truncations[-1])
+        for run, loop in enumerate(loops):
+            gradients = []
+            for w, own in enumerate(loop.own):
+                k = run * W + w
+                entries = [entry[:, k] for entry in rollout]
+                begin = sequences.carry[k], sequences.starts[k]
+                _, before, advantages = recurrent.targets(own, loop.setting | {"gae_lambda": 1.0}, entries, *begin)
+                policy, values, carries = recurrent.networks(own, torch.from_numpy(entries[0]), *begin)
+                carry[k] = carries[-1].detach()
+                loss = -policy.log_prob(torch.from_numpy(entries[1])) * advantages - 0.1 * policy.entropy()
+                loss = loss + (advantages + before - values) ** 2
+                gradients.append(loop.gradient(w, [loss.sum()]))
+            for w in range(W):
+                loop.apply(w, gradients[w])
+    for run, loop in enumerate(loops):
+        assert_near(agent, run, loop)
+
+
+def test_every_worker_has_a_memory_of_its_own() -> None:
+    """A3C with a memory learns what nothing without one can, evaluated as the driver does it."""
+    assert (recurrent.chances("a3c_lstm", True, 5000) == 1).all()
+
+
 def q_values(weights: dict[str, torch.Tensor], x: Any) -> torch.Tensor:
     x = torch.as_tensor(x, dtype=torch.float64)
     for layer in range(3):
@@ -225,14 +270,17 @@ def test_value_based_methods_are_the_paper_s_loops(algorithm: str) -> None:
     assert cuts > 10
 
 
+@pytest.mark.parametrize("memory", ["", "_lstm"])
 @pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
-def test_one_worker_is_a2c(task: str) -> None:
+def test_one_worker_is_a2c(task: str, memory: str) -> None:
     """Bit for bit. A2C's gradient is the mean over its four steps and A3C's the sum, which RMSProp divides out but for
     its epsilon; powers of two multiply without rounding."""
     common = {"num_envs": 1, "num_steps": 4, "anneal_steps": 300.0, "max_grad_norm": inf, "vf_coef": 2.0}
     runs = [common | {"gamma": gamma, "ent_coef": 0.02} for gamma in (0.9, 0.99)]
-    a2c = make("a2c", task, [run | {"optimizer_epsilon": 2.0**-16} for run in runs], [3, 4])
-    a3c = make("a3c", task, [run | {"optimizer_epsilon": 2.0**-12, "schedule": "serial"} for run in runs], [3, 4])
+    a2c = make(f"a2c{memory}", task, [run | {"optimizer_epsilon": 2.0**-16} for run in runs], [3, 4])
+    a3c = make(
+        f"a3c{memory}", task, [run | {"optimizer_epsilon": 2.0**-12, "schedule": "serial"} for run in runs], [3, 4]
+    )
     for _ in range(60):
         a2c.iterate(), a3c.iterate()
     for run in range(2):

@@ -22,16 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.common.layers import Initializer, Parameters, tanh_
+from algorithms.common.layers import Initializer, Parameters
 
 
 class Unrolled(NamedTuple):
     """T steps of an LSTM in N environments: what `backward` needs; entries [R, T, N, ...]."""
 
     inputs: Tensor  # [R, T*N, I]
-    kept: Tensor  # 0.0 where an episode begins, else 1.0; [R, T, N, 1]
-    hidden: Tensor  # h of the step before, zero where an episode begins
-    cells: Tensor  # c of the step before, likewise
+    starts: Tensor  # bool [R, T, N]
+    before: Tensor  # h and c of the step before, zero where an episode begins, 2H wide
     gates: Tensor  # o, i, f and g after their activations, 4H wide
     carries: Tensor  # h and c after each step, before any reset, 2H wide
     squashed: Tensor  # tanh(c)
@@ -39,7 +38,7 @@ class Unrolled(NamedTuple):
     @property
     def outputs(self) -> Tensor:
         """h after each step, [R, T*N, H]."""
-        return self.carries[..., : self.hidden.shape[-1]].flatten(1, 2)
+        return self.carries[..., : self.squashed.shape[-1]].flatten(1, 2)
 
 
 class LSTM:
@@ -82,25 +81,26 @@ class LSTM:
         weight, recurrence, bias = self._weights(parameters)
         (runs, steps, envs), size = starts.shape, self.size
         gates = torch.baddbmm(bias, inputs, weight).view(runs, steps, envs, 4 * size)
-        hidden, cells, squashed = gates.new_empty(3, runs, steps, envs, size)
         carries = gates.new_empty(runs, steps, envs, 2 * size)
-        kept = (~starts).to(gates.dtype).unsqueeze(-1)
-        for t in range(steps):
-            gate, keep = gates[:, t], kept[:, t]
-            torch.mul(carry[..., :size], keep, out=hidden[:, t])
-            torch.mul(carry[..., size:], keep, out=cells[:, t])
-            gate += torch.bmm(hidden[:, t], recurrence)
-            sigmoids = gate[..., : 3 * size]
-            sigmoids *= 0.5  # sigmoid(x) = (1 + tanh(x / 2)) / 2: one tanh for all four, NumPy's fast one
-            tanh_(gate)
-            sigmoids *= 0.5
-            sigmoids += 0.5
-            o, i, f, g = gate.split(size, -1)
-            carry = carries[:, t]
-            torch.add(f * cells[:, t], i * g, out=carry[..., size:])
-            squashed[:, t] = carry[..., size:]
-            torch.mul(o, tanh_(squashed[:, t]), out=carry[..., :size])
-        return Unrolled(inputs, kept, hidden, cells, gates, carries, squashed)
+        squashed = gates.new_empty(runs, steps, envs, size)
+        kept, half = (~starts).to(gates.dtype).unsqueeze(-1), gates.new_tensor(0.5)
+        sigmoids = gates[..., : 3 * size]
+        parts = (gates, sigmoids, *gates.split(size, -1), carries, *carries.split(size, -1), squashed, kept)
+        first, (hidden, cells) = carry, carry.split(size, -1)
+        for reset, views in _by_step(starts, *parts):
+            gate, sigmoid, o, i, f, g, after, next_hidden, next_cells, squash, keep = views
+            if reset:  # in the layout that they have without one, on which a product's bits may depend
+                hidden, cells = (carry * keep).split(size, -1)
+            gate += torch.bmm(hidden, recurrence)
+            sigmoid *= half  # sigmoid(x) = (1 + tanh(x / 2)) / 2: one tanh for all four, NumPy's fast one
+            _tanh(gate, gate)
+            torch.add(half, sigmoid, alpha=0.5, out=sigmoid)  # halves are exact: no other bits where it is fused
+            torch.add(f * cells, i * g, out=next_cells)
+            _tanh(next_cells, squash)
+            torch.mul(o, squash, out=next_hidden)
+            carry, hidden, cells = after, next_hidden, next_cells
+        before = torch.cat((first.unsqueeze(1), carries[:, :-1]), 1) * kept
+        return Unrolled(inputs, starts, before, gates, carries, squashed)
 
     @torch.no_grad()
     def backward(self, parameters: Parameters, unrolled: Unrolled, by_outputs: Tensor) -> Tensor:
@@ -115,28 +115,33 @@ class LSTM:
         """
         weight, recurrence, _ = self._weights(parameters)
         by_weight, by_recurrence, by_bias = (parameters.grads[name] for name in self._names)
-        size, squashed, kept = self.size, unrolled.squashed, unrolled.kept
-        runs, steps, envs = kept.shape[:3]
+        size, squashed = self.size, unrolled.squashed
+        hidden, cells = unrolled.before.split(size, -1)
         o, i, f, g = unrolled.gates.split(size, -1)
         # Everything that does not wait for the step after, at once: d sums = factors times (dh', dc', dc', dc').
         factors = unrolled.gates * (1 - unrolled.gates)
         factors[..., 3 * size :] = 1 - g.square()
-        for factor, other in zip(factors.split(size, -1), (squashed, g, unrolled.cells, i), strict=True):
+        for factor, other in zip(factors.split(size, -1), (squashed, g, cells, i), strict=True):
             factor *= other
-        to_cells, through = o * (1 - squashed.square()), f * kept
-        recurrence, later = recurrence.transpose(1, 2), by_outputs.view(runs, steps, envs, size)
-        by_hidden, by_cells = by_outputs.new_zeros(2, runs, envs, size)
-        for t in range(steps - 1, -1, -1):
-            by_sums = factors[:, t]  # becomes d loss / d sums
-            by_hidden = by_hidden + later[:, t]
-            by_cells = by_cells + by_hidden * to_cells[:, t]
-            by_sums[..., :size] *= by_hidden
-            by_sums[..., size:].unflatten(-1, (3, size)).mul_(by_cells.unsqueeze(-2))
-            by_cells = by_cells * through[:, t]
-            by_hidden = torch.bmm(by_sums, recurrence) * kept[:, t]
+        kept = (~unrolled.starts).to(factors.dtype).unsqueeze(-1)
+        through_output, through_cells = factors[..., :size], factors[..., size:].unflatten(-1, (3, size))
+        later = by_outputs.unflatten(1, unrolled.starts.shape[1:])
+        parts = (factors, through_output, through_cells, later, o * (1 - squashed.square()), f * kept, kept)
+        backwards = recurrence.transpose(1, 2)
+        by_hidden, by_cells = torch.zeros_like(unrolled.before[:, 0]).split(size, -1)
+        for reset, views in reversed(_by_step(unrolled.starts, *parts)):
+            by_sums, of_output, of_cells, after, to_cells, forget, keep = views
+            by_hidden = by_hidden + after
+            by_cells = by_cells + by_hidden * to_cells
+            of_output *= by_hidden
+            of_cells *= by_cells.unsqueeze(-2)  # `by_sums` is d loss / d sums now
+            by_cells = by_cells * forget
+            by_hidden = torch.bmm(by_sums, backwards)
+            if reset:
+                by_hidden *= keep
         by_sums = factors.flatten(1, 2)
         torch.bmm(unrolled.inputs.transpose(1, 2), by_sums, out=by_weight)
-        torch.bmm(unrolled.hidden.flatten(1, 2).transpose(1, 2), by_sums, out=by_recurrence)
+        torch.bmm(hidden.flatten(1, 2).transpose(1, 2), by_sums, out=by_recurrence)
         torch.sum(by_sums, 1, keepdim=True, out=by_bias)
         return torch.bmm(by_sums, weight.transpose(1, 2))
 
@@ -171,6 +176,22 @@ class LSTM:
             return after
 
         return step
+
+
+def _by_step(starts: Tensor, *parts: Tensor) -> list[tuple[bool, tuple[Tensor, ...]]]:
+    """For each of T steps, whether any episode begins there, and views of the parts [R, T, N, ...]: made all at once,
+    since one by one they would cost as much as the arithmetic."""
+    resets = starts.flatten(2).any(2).any(0).tolist()
+    views = zip(*(part.unbind(1) for part in parts), strict=True)
+    return list(zip(resets, views, strict=True))
+
+
+def _tanh(x: Tensor, out: Tensor) -> None:
+    """tanh into `out`, which may be x; see `layers.tanh_`."""
+    if x.is_cuda:
+        torch.tanh(x, out=out)
+    else:
+        np.tanh(x.numpy(), out=out.numpy())
 
 
 def blank_where(starts: np.ndarray, carry: np.ndarray) -> np.ndarray:

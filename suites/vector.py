@@ -153,8 +153,6 @@ class VectorEnv:
         episodes, self._episodes = self._episodes, []
         return episodes
 
-    def park(self, run: int, error: str | None = None) -> None:
-        """Takes a run out; with `error`, says why in `errors`."""
     def account(self, env_steps: int, episodes: Iterable[Episode], errors: Mapping[int, str]) -> None:
         """Takes over the books of environments that were stepped elsewhere in place of these: what all of a run's made
         in all, the episodes since the last call, and why runs were parked."""
@@ -163,6 +161,8 @@ class VectorEnv:
         for run, error in errors.items():
             self.park(run, error)
 
+    def park(self, run: int, error: str | None = None) -> None:
+        """Takes a run out; with `error`, says why in `errors`."""
         self.parked[run] = self._some_parked = True
         if error is not None:
             self.errors.setdefault(run, error)

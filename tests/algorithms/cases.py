@@ -35,8 +35,8 @@ SMALL_OF = {"ppo_lstm": {"batch_size": 48}}  # one environment's steps
 # A budget that suffices for the probe tasks.
 PROBE = {
     "num_envs": 8, "num_steps": 16, "num_epochs": 4, "batch_size": 32, "hidden_sizes": (32, 32), "learning_rate": 3e-3,
-    "buffer_size": 2000, "learning_starts": 200, "train_period": 8, "target_period": 80.0, "epsilon_steps": 3000.0,
     "schedule": "serial",
+    "buffer_size": 2000, "learning_starts": 200, "train_period": 8, "target_period": 80.0, "epsilon_steps": 3000.0,
     "v_min": -3.0, "v_max": 3.0, "num_atoms": 31, "num_quantiles": 16, "num_target_quantiles": 8,
     "num_acting_quantiles": 8, "num_cosines": 16, "importance_steps": 6000.0, "alpha": 0.1,
     "num_episodes": 16, "num_value_steps": 8, "value_learning_rate": 3e-3, "baseline": "value", "num_members": 64,

@@ -37,10 +37,8 @@ from algorithms.common.linear import (
     Normal,
     Sample,
     Softmax,
-    add,
-    along,
+    Traces,
     check_settings,
-    decay,
     read,
     require_nonnegative,
     require_positive,
@@ -62,6 +60,7 @@ class Config:
     actor_learning_rate: PerRun = 0.001  # alpha_u
     gamma: PerRun = 0.99  # Silver et al. 2014; 0.999 on puddle world
     trace_lambda: PerRun = 0.75  # lambda, of both traces
+    traces: bool = True  # False: lambda is 0, at a fraction of the time
     start_std: PerRun = 1.0  # sigma_0; half the action's range is 1, where Silver et al. 2014 begin
     scaled: PerRun = 1.0  # 1: the policy's gradient times sigma^2; of continuous actions only
     num_tilings: int = 10
@@ -89,7 +88,8 @@ class Agent(LinearAgent):
         self.first_outputs = np.zeros((self.num_runs, self.policy.num_outputs))
         if not self.discrete:
             self.first_outputs[:, self.action_size :] = np.log(cfg.start_std)[:, None]
-        self.value_traces, self.policy_traces = (np.stack([x] * self.num_envs, 1) for x in (self.v, self.u))  # e_v, e_u
+        self.value_traces, self.policy_traces = (Traces(x, cfg.num_envs, cfg.traces) for x in (self.v, self.u))
+        self.trace_lambda = cfg.trace_lambda * cfg.traces
         self.alpha_v, self.alpha_u = self.step_size("learning_rate"), self.step_size("actor_learning_rate")
 
     def _noise(self, num_steps: int) -> Floats:
@@ -107,17 +107,15 @@ class Agent(LinearAgent):
 
     def _learn(self, sample: Sample, n: int) -> Floats:
         """The five equations above."""
-        cfg, x = self.cfg, sample.features
-        value_trace, policy_trace = self.value_traces[:, n], self.policy_traces[:, n]
+        x, shares = sample.features, self.cfg.gamma * self.trace_lambda
         delta = sample.rewards + sample.discounts * read(self.v, sample.successors) - read(self.v, x)
-        for trace in (value_trace, policy_trace):
-            decay(trace, cfg.gamma * cfg.trace_lambda)
-        add(value_trace, x, np.ones(self.num_runs))
-        add(policy_trace, x, scaled_slope(self.policy, self.outputs(x), sample.actions, cfg.scaled > 0))
-        self.v += along(self.alpha_v * delta, value_trace)
-        self.u += along(self.alpha_u * delta, policy_trace)
-        for trace in (value_trace, policy_trace):
-            trace[sample.ended] = 0.0
+        slope = scaled_slope(self.policy, self.outputs(x), sample.actions, self.cfg.scaled > 0)
+        self.value_traces.update(n, shares, x, np.ones(self.num_runs))
+        self.policy_traces.update(n, shares, x, slope)
+        self.value_traces.move(n, self.v, self.alpha_v * delta)
+        self.policy_traces.move(n, self.u, self.alpha_u * delta)
+        for traces in (self.value_traces, self.policy_traces):
+            traces.end(n, sample.ended)
         return delta
 
     def act(self, observations: np.ndarray, streams: Streams | None = None) -> np.ndarray:

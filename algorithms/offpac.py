@@ -36,8 +36,6 @@ from algorithms.common.config import PerRun
 from algorithms.common.linear import (
     Sample,
     add,
-    along,
-    decay,
     read,
     require_nonnegative,
     require_positive,
@@ -105,24 +103,22 @@ class Agent(actor_critic.Agent):
 
     def _learn(self, sample: Sample, n: int) -> Floats:
         """Algorithm 1."""
-        cfg, x, outputs = self.cfg, sample.features, self.outputs(sample.features)
-        value_trace, policy_trace = self.value_traces[:, n], self.policy_traces[:, n]
+        x, outputs = sample.features, self.outputs(sample.features)
         log_probs = self.policy.log_prob(outputs, sample.actions)
         rho = importance_weights(log_probs, self.behaviour_log_prob(sample.noise))
         delta = sample.rewards + sample.discounts * read(self.v, sample.successors) - read(self.v, x)
-        slope = scaled_slope(self.policy, outputs, sample.actions, cfg.scaled > 0)
-        for trace, added in ((value_trace, np.ones(self.num_runs)), (policy_trace, slope)):
-            decay(trace, rho * cfg.gamma * cfg.trace_lambda)
-            add(trace, x, added * rho.reshape(-1, *[1] * (added.ndim - 1)))
-        expected, along_trace = read(self.w, x), (self.w * value_trace).sum(1)  # w^T x(s), w^T e_v, [R]
-        step = along(delta, value_trace)
-        self.v += along(self.alpha_v, step)
-        add(self.v, sample.successors, -self.alpha_v * sample.discounts * (1 - cfg.trace_lambda) * along_trace)
-        self.w += along(self.alpha_w, step)
+        slope = scaled_slope(self.policy, outputs, sample.actions, self.cfg.scaled > 0)
+        shares = rho * self.cfg.gamma * self.trace_lambda
+        self.value_traces.update(n, shares, x, rho)
+        self.policy_traces.update(n, shares, x, rho[:, None] * slope)
+        expected, along_trace = read(self.w, x), self.value_traces.product(n, self.w)  # w^T x(s), w^T e_v, [R]
+        self.value_traces.move(n, self.v, self.alpha_v * delta)
+        add(self.v, sample.successors, -self.alpha_v * sample.discounts * (1 - self.trace_lambda) * along_trace)
+        self.value_traces.move(n, self.w, self.alpha_w * delta)
         add(self.w, x, -self.alpha_w * expected)
-        self.u += along(self.alpha_u * delta, policy_trace)
-        for trace in (value_trace, policy_trace):
-            trace[sample.ended] = 0.0
+        self.policy_traces.move(n, self.u, self.alpha_u * delta)
+        for traces in (self.value_traces, self.policy_traces):
+            traces.end(n, sample.ended)
         return rho * delta
 
 

@@ -193,15 +193,56 @@ def add(weights: Floats, features: Indices, amounts: Floats) -> None:
     weights[np.arange(len(weights))[:, None], features] += amounts[:, None]
 
 
-def decay(trace: Floats, shares: Floats) -> None:
-    """e <- shares e: a trace [R, F, ...], shares [R]."""
-    trace *= shares.reshape(-1, *[1] * (trace.ndim - 1))
+def beside(amounts: Floats, weights: Floats) -> Floats:
+    """Amounts [R] in a shape that multiplies weights [R, ...]."""
+    return amounts.reshape(-1, *[1] * (weights.ndim - 1))
 
 
-def along(amounts: Floats, trace: Floats) -> Floats:
-    """amounts e: [R], a trace [R, F, ...] -> [R, F, ...]."""
-    scaled: Floats = amounts.reshape(-1, *[1] * (trace.ndim - 1)) * trace
-    return scaled
+class Traces:
+    """Eligibility traces e [R, F, ...] of weights w [R, F, ...], one for each of N environments.
+
+    Where they are not `kept`, lambda is 0: a trace is what the last step added, and no more than its K features are
+    touched.
+    """
+
+    def __init__(self, weights: Floats, num_envs: int, kept: bool):
+        self.kept = kept
+        self._traces = [np.zeros_like(weights) for _ in range(num_envs if kept else 0)]
+        self._last: tuple[Indices, Floats]
+
+    def update(self, n: int, shares: Floats, features: Indices, amounts: Floats) -> None:
+        """e <- shares e + amounts x: shares [R], active features [R, K], amounts [R, ...]."""
+        self._last = features, amounts
+        if self.kept:
+            self._traces[n] *= beside(shares, self._traces[n])
+            add(self._traces[n], features, amounts)
+
+    def move(self, n: int, weights: Floats, sizes: Floats) -> None:
+        """w <- w + sizes e, after `update`: sizes [R]."""
+        features, amounts = self._last
+        if self.kept:
+            weights += beside(sizes, weights) * self._traces[n]
+        else:
+            add(weights, features, beside(sizes, amounts) * amounts)
+
+    def product(self, n: int, weights: Floats) -> Floats:
+        """w^T e [R], after `update`, of weights [R, F]."""
+        features, amounts = self._last
+        product: Floats = (weights * self._traces[n]).sum(1) if self.kept else read(weights, features) * amounts
+        return product
+
+    def end(self, n: int, ended: NDArray[np.bool_]) -> None:
+        """e <- 0 in the runs that `ended` [R] names."""
+        if self.kept:
+            self._traces[n][ended] = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {"traces": [trace.copy() for trace in self._traces]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state()` was taken."""
+        self._traces = [np.array(trace) for trace in state["traces"]]
 
 
 # ---- policies whose parameters are linear in the features ----------------------------------------------------------

@@ -216,6 +216,7 @@ def literal_traces(run: Literal, num_steps: int) -> dict[str, np.ndarray]:
     alpha_v, alpha_u = run.alpha("learning_rate"), run.alpha("actor_learning_rate")
     alpha_w = run.alpha("correction_learning_rate") if off else 0.0
     e_v, e_u = [np.zeros_like(v) for _ in range(cfg.num_envs)], [np.zeros_like(u) for _ in range(cfg.num_envs)]
+    trace_lambda = cfg.trace_lambda if cfg.traces else 0.0
     uniform = off and (run.discrete or cfg.behaviour == "uniform")
     for _ in range(num_steps):
         actions, behaviour = [], []
@@ -243,9 +244,9 @@ def literal_traces(run: Literal, num_steps: int) -> dict[str, np.ndarray]:
             log_prob, grad = literal_policy(run, u, x, actions[n])
             rho = math.exp(log_prob - behaviour[n]) if off else 1.0
             delta = reward + discount * (v @ after) - v @ x
-            e_v[n] = rho * (x + cfg.gamma * cfg.trace_lambda * e_v[n])
-            e_u[n] = rho * (grad + cfg.gamma * cfg.trace_lambda * e_u[n])
-            correction = discount * (1 - cfg.trace_lambda) * (w @ e_v[n]) * after if off else 0.0
+            e_v[n] = rho * (x + cfg.gamma * trace_lambda * e_v[n])
+            e_u[n] = rho * (grad + cfg.gamma * trace_lambda * e_u[n])
+            correction = discount * (1 - trace_lambda) * (w @ e_v[n]) * after if off else 0.0
             v, w = v + alpha_v * (delta * e_v[n] - correction), w + alpha_w * (delta * e_v[n] - (w @ x) * x)
             u = u + alpha_u * delta * e_u[n]
             if ended:
@@ -268,8 +269,9 @@ OFF = TRACES | {"correction_learning_rate": 0.05, "learning_rate": 0.05}
         ("actor_critic", PUDDLES, TRACES | {"actor_learning_rate": 1e-4, "num_envs": 2}),
         ("actor_critic", PUDDLES, TRACES | {"actor_learning_rate": 1e-4, "scaled": 0.0, "start_std": 0.8}),
         ("actor_critic", POLE, TRACES | {"actor_learning_rate": 0.1}),
+        ("actor_critic", CAR, TRACES | {"traces": False}),
         ("offpac", CAR, OFF | {"start_std": 0.7}),
-        ("offpac", CAR, OFF | {"behaviour": "uniform", "trace_lambda": 0.0, "num_envs": 2}),
+        ("offpac", CAR, OFF | {"behaviour": "uniform", "traces": False, "num_envs": 2}),
         ("offpac", POLE, OFF),
     ],
 )

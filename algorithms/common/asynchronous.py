@@ -47,7 +47,7 @@ from algorithms.common.rollouts import Collector, Rollout
 from algorithms.common.runtime import flushed_denormals
 from algorithms.common.streams import Streams
 
-TURNS = 100  # of every worker in one iterate() under `hogwild`, if all are as quick
+TURNS = 20  # of every worker in one iterate() under `hogwild`, if all are as quick
 
 
 class Shared:

@@ -25,7 +25,7 @@ from test_policy_gradient import leaves, policy_of, values_of
 
 import algorithms
 import suites
-from algorithms.common.asynchronous import AsynchronousAgent
+from algorithms.common.asynchronous import AsynchronousAgent, Worker
 from algorithms.common.config import load_config, stack
 from algorithms.common.returns import discounted_sums
 from algorithms.common.streams import generator
@@ -338,11 +338,31 @@ def alive(pids: list[int]) -> list[int]:
     return found
 
 
+def test_a_process_takes_the_same_turns() -> None:
+    """One worker in a process, of which there are no others, is the serial schedule's, bit for bit."""
+    settings = [{"num_envs": 1, "num_steps": 4, "learning_rate": rate} for rate in (3e-3, 1e-3)]
+    serial = make("a3c", "CartPole-v1", [one | {"schedule": "serial"} for one in settings], [3, 4])
+    agent = make("a3c", "CartPole-v1", settings, [3, 4])
+    worker = Worker(agent.learners_class, agent.cfg, agent.envs.remake, agent.seeds, agent.shared, 0)
+    draws = {generator(3, "actions", w).random() for w in range(4)}
+    assert len(draws) == 4 and generator(3, "actions").random() in draws  # worker 0's are the run's
+    report = worker.advance(200, np.zeros(2, bool))
+    for _ in range(50):
+        serial.iterate()
+    assert report.turns == 50 and agent.shared.env_steps == serial.envs.env_steps == 200
+    for run in range(2):
+        assert_same(agent.parameters_of(run), serial.parameters_of(run))
+    ours, theirs = report.episodes, serial.envs.drain_episodes()
+    assert [one._replace(env_steps=0) for one in ours] == [one._replace(env_steps=0) for one in theirs] != []
+    # An episode is told when its turn ends.
+    assert all(0 <= one.env_steps - other.env_steps < 4 for one, other in zip(ours, theirs, strict=True))
+
+
 def test_hogwild_learns_counts_and_goes_on(tmp_path: Path) -> None:
     agent = raced("a3c", Resumable)
     assert not agent.reproducible and agent._crew is None  # nothing has been started for nothing
     episodes = []
-    for _ in range(12):
+    for _ in range(60):
         before, metrics = agent.envs.env_steps, agent.iterate()
         assert agent.envs.env_steps >= before + agent.steps_per_iteration
         episodes += agent.envs.drain_episodes()
@@ -361,6 +381,10 @@ def test_hogwild_learns_counts_and_goes_on(tmp_path: Path) -> None:
     assert agent.timers["learn"] > 0 and agent.cpu_elsewhere > 0
 
     tensors.save_state(tmp_path / "state", {"agent": agent.state(), "envs": agent.envs.state()})
+    saved = agent.state()["workers"]  # two runs, two workers: four streams of each kind, and they differ
+    drawn = [rng["state"]["inc"] for one in saved for rng in one["streams"]["actions"]]
+    drawn += [rng["state"]["inc"] for one in saved for rng in one["envs"]["environments"]["generators"]]
+    assert len(set(drawn)) == len(drawn) == 8
     pids = [process.pid for process in agent.crew.processes]
     assert alive(pids) == pids
     agent.close()
@@ -388,7 +412,7 @@ def test_hogwild_learns_counts_and_goes_on(tmp_path: Path) -> None:
 def test_hogwild_shares_the_target_network(algorithm: str) -> None:
     agent = raced(algorithm, ActionToReward, target_period=20.0, epsilon_steps=400.0)
     start = agent.shared.target.flat.clone()
-    for _ in range(12):
+    for _ in range(60):
         agent.iterate()
         if (agent.act(np.zeros((2, 1, 1), np.float32)) == 1).all():
             break

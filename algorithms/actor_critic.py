@@ -16,7 +16,7 @@ Axes: observations [R, N, O], active features [R, K], weights [R, F] and [R, F, 
 N environments, F features, K active, P outputs of the policy: mu and log sigma of each number, or one for each action.
 
 Departures from the paper:
-- Returns are discounted, never averaged over time, as in Silver et al. 2014.
+- Returns are discounted, never averaged over time, as in Silver et al. 2014, who have sigma^2 where sigma is here.
 - Tile coding and step sizes as in copdac_q.py; traces as in rlpark/rlpark@7e65dfa ActorLambda.java: they accumulate,
   and end with an episode.
 - A time limit is no end of the task: only terminations stop bootstrapping.

@@ -10,16 +10,16 @@ is linear in that of the policy by its weights, and so leaves the deterministic 
 
 Q-learning's target is the value of mu's action, where phi vanishes: Q(s', mu(s')) = v^T x(s'). Each step,
 
-    delta = r + gamma Q(s', mu(s')) - Q(s, a)
-    theta <- theta + alpha_theta grad_theta mu(s) (grad_theta mu(s)^T w)
-    w <- w + alpha_w delta phi(s, a)
-    v <- v + alpha_v delta x(s)
+    delta = r + gamma Q(s', mu(s')) - Q(s, a)                                                               (eq. 19)
+    theta <- theta + alpha_theta grad_theta mu(s) (grad_theta mu(s)^T w)                                    (eq. 20)
+    w <- w + alpha_w delta phi(s, a)                                                                        (eq. 21)
+    v <- v + alpha_v delta x(s)                                                                             (eq. 22)
 
 With `gradient` it is COPDAC-GQ, whose critic is that of gradient Q-learning (GQ), with weights u for the mean TD error:
 
-    w <- w + alpha_w delta phi(s, a) - alpha_w gamma phi(s', mu(s')) (phi(s, a)^T u),   whose last term is 0
-    v <- v + alpha_v delta x(s) - alpha_v gamma x(s') (phi(s, a)^T u)
-    u <- u + alpha_u (delta - phi(s, a)^T u) phi(s, a)
+    w <- w + alpha_w delta phi(s, a) - alpha_w gamma phi(s', mu(s')) (phi(s, a)^T u)     its last term is 0 (eq. 25)
+    v <- v + alpha_v delta x(s) - alpha_v gamma x(s') (phi(s, a)^T u)                                       (eq. 26)
+    u <- u + alpha_u (delta - phi(s, a)^T u) phi(s, a)                                                      (eq. 27)
 
 For a linear policy grad_theta mu(s) is x(s) for each number of the action: theta, w and u are [F, A], phi(s, a)^T w is
 (a - mu(s)) . (w^T x(s)), and w^T x(s) is dQ/da.
@@ -59,7 +59,7 @@ class Config:
     actor_learning_rate: PerRun = 0.1  # alpha_theta
     correction_learning_rate: PerRun = 0.01  # alpha_u, of COPDAC-GQ
     gamma: PerRun = 0.99  # 0.999 on puddle world
-    noise_std: PerRun = 1.0  # sigma_beta; half the action's range is 1
+    noise_std: PerRun = 1.0  # sigma_beta; half the action's range is 1, as in the paper ("1/2 the legal range")
     gradient: bool = False  # COPDAC-GQ
     num_tilings: int = 10
     num_tiles: int = 10  # of each tiling over the range of an observed number
@@ -103,7 +103,7 @@ class Agent(LinearAgent):
         return read(self.theta, features) + np.reshape(self.cfg.noise_std, (-1, 1, 1)) * noise
 
     def _learn(self, sample: Sample, n: int) -> Floats:
-        """The four equations of COPDAC-Q, or the five of COPDAC-GQ."""
+        """Equations 19 to 22, or 23 to 27 of COPDAC-GQ."""
         x, successors = sample.features, sample.successors
         distance = sample.actions - read(self.theta, x)  # a - mu(s), [R, A]
         by_action = read(self.w, x)  # dQ/da, [R, A]

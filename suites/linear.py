@@ -3,7 +3,8 @@ compared (Degris, White, Sutton 2012, arXiv:1205.4839; Silver et al. 2014, "Dete
 mountain car, pendulum and puddle world, each stepped as one NumPy batch over [R, N].
 
 They differ from Gymnasium's in what tile coding needs: observations are the state itself, and bounded. Mountain car
-pays -1 a step, not for little effort, and an episode lasts up to 5,000 steps (Silver et al. 2014, section 5.2).
+pays -1 a step, not for little effort. An episode lasts up to 5,000 steps, and actions outside their range are capped
+(Silver et al. 2014, section 5.2).
 
 Mountain car and pendulum are those of rlpark/rlpark@06518cd (MountainCar.java, SwingPendulum.java), the library of an
 author of both papers. The puddle world is that of Sutton 1996, "Generalization in Reinforcement Learning: Successful

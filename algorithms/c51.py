@@ -64,12 +64,12 @@ def project(probabilities: Tensor, rewards: Tensor, discounts: Tensor, atoms: Te
     last = len(atoms) - 1
     spacing = (atoms[-1] - atoms[0]) / last
     moved = rewards.unsqueeze(1) + discounts.unsqueeze(1) * atoms[:, None]
-    position = ((moved.clamp(atoms[0], atoms[-1]) - atoms[0]) / spacing).clamp(0, last)  # in atoms, 0..Z - 1
-    lower = position.floor().clamp(max=last - 1)
-    share = probabilities * (position - lower)  # goes to the upper neighbour
+    position = moved.clamp_(atoms[0], atoms[-1]).sub_(atoms[0]).div_(spacing).clamp_(0, last)  # in atoms, 0..Z - 1
+    lower = position.floor().clamp_(max=last - 1)
+    share = position.sub_(lower).mul_(probabilities)  # goes to the upper neighbour
     index = lower.long()
     result = torch.zeros_like(probabilities)
-    return result.scatter_add_(1, index, probabilities - share).scatter_add_(1, index + 1, share)
+    return result.scatter_add_(1, index, probabilities - share).scatter_add_(1, index.add_(1), share)
 
 
 def divergence(targets: Tensor, logits: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 For value networks, whose batches are wider than their layers: the last axis is what fills vector registers, and 128
 samples fill them where 84 units or 2 outputs do not; a convolution's patches are copied B numbers at a time. The
-backward passes are written out, as in `layers`, and a few runs at a time (`Part`) keep their activations in the cache.
+backward passes are written out, as in `layers`, for some runs at a time (`Part`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from algorithms.common.layers import Parameters, Scratch, fan_in_uniform
 from algorithms.common.streams import Streams
 
-CACHE = 1 << 20  # bytes; a core's L2 is one or two times as large
-MOST_RUNS = 8  # of a part; more would not make fewer calls count
+CACHE = 1 << 22  # bytes of activations; more than L2 holds, as a call that does little costs more than memory does
+MOST_RUNS = 16  # of a part
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], ...]] = {  # filters, kernel, stride
     "none": (),
@@ -64,27 +64,27 @@ class Linear:
         weight = fan_in_uniform(rng, self.inputs, self.outputs)
         return {self.weight: weight, self.bias: fan_in_uniform(rng, self.inputs, self.outputs)[:1]}
 
-    def forward(self, part: Part, x: Tensor, noise: Noise | None, scratch: Scratch | None) -> Tensor:
-        """The result lies in `scratch` if there is one, and holds until the next call."""
-        return self._product(part, self.weight, self.bias, x, scratch)
+    def forward(self, part: Part, x: Tensor, noise: Noise | None, scratch: Scratch, hidden: bool) -> Tensor:
+        """That of a hidden layer lies in `scratch` and holds until the next call."""
+        return self._product(part.weights[self.weight], part.weights[self.bias], x, scratch if hidden else None)
 
-    def _product(self, part: Part, weight: str, bias: str, x: Tensor, scratch: Scratch | None) -> Tensor:
-        w, b = part.weights[weight], part.weights[bias].transpose(1, 2)
+    def _product(self, weight: Tensor, bias: Tensor, x: Tensor, scratch: Scratch | None) -> Tensor:
+        bias = bias.transpose(1, 2)
         if self.outputs == 1:  # a sum: as a product it would take another kernel for one run than for several
-            return torch.sum(w * x, 1, keepdim=True) + b
-        out = scratch(f"{weight} forward", len(x), self.outputs, x.shape[2], like=x) if scratch else None
-        return torch.baddbmm(b, w.transpose(1, 2), x, out=out)
+            return torch.sum(weight * x, 1, keepdim=True) + bias
+        out = scratch(f"{self.weight} forward", len(x), self.outputs, x.shape[2], like=x) if scratch else None
+        return torch.baddbmm(bias, weight.transpose(1, 2), x, out=out)
 
     def backward(
         self, part: Part, x: Tensor, delta: Tensor, noise: Noise | None, scratch: Scratch, to_inputs: bool
     ) -> Tensor | None:
         """Writes the gradients of W and b into the part; returns that of x [r, in, B] if it is asked for."""
-        self._to_weights(part, self.weight, self.bias, x, delta)
-        return self._to_inputs(part, self.weight, x, delta, scratch) if to_inputs else None
+        self._to_weights(part, x, delta)
+        return self._to_inputs(part.weights[self.weight], x, delta, scratch) if to_inputs else None
 
-    def _to_weights(self, part: Part, weight: str, bias: str, x: Tensor, delta: Tensor) -> None:
-        grad = part.grads[weight]
-        torch.sum(delta, 2, keepdim=True, out=part.grads[bias].transpose(1, 2))
+    def _to_weights(self, part: Part, x: Tensor, delta: Tensor) -> None:
+        grad = part.grads[self.weight]
+        torch.sum(delta, 2, keepdim=True, out=part.grads[self.bias].transpose(1, 2))
         if self.outputs == 1:
             torch.sum(x * delta, 2, keepdim=True, out=grad)
         elif self.outputs < 16:  # the few outputs as rows: a product with few columns is slow
@@ -94,9 +94,9 @@ class Linear:
         else:  # padding between runs; into it, torch multiplies run by run
             grad.copy_(torch.bmm(x, delta.transpose(1, 2)))
 
-    def _to_inputs(self, part: Part, weight: str, x: Tensor, delta: Tensor, scratch: Scratch) -> Tensor:
-        w, out = part.weights[weight], scratch(f"{weight} backward", *x.shape, like=x)
-        return torch.mul(w, delta, out=out) if self.outputs == 1 else torch.bmm(w, delta, out=out)
+    def _to_inputs(self, weight: Tensor, x: Tensor, delta: Tensor, scratch: Scratch) -> Tensor:
+        out = scratch(f"{self.weight} backward", *x.shape, like=x)
+        return torch.mul(weight, delta, out=out) if self.outputs == 1 else torch.bmm(weight, delta, out=out)
 
     def act(self, weights: Mapping[str, np.ndarray], x: np.ndarray, noise: Noise | None) -> np.ndarray:
         """The same in NumPy, samples as rows: [R, B, in] -> [R, B, out]."""
@@ -106,11 +106,11 @@ class Linear:
 
 
 class NoisyLinear(Linear):
-    """(W + S e)^T x + b + s e_out, e = e_in e_out^T: factorised Gaussian noise (arXiv:1706.10295, equations 9 to 11).
+    """(W + S o e)^T x + b + s o e_out, e = e_in e_out^T: factorised Gaussian noise (arXiv:1706.10295, equations 9, 10).
 
-    e_in and e_out are f(normal), f(x) = sign(x) sqrt|x|; without noise it is the linear layer of the means W and b. W
-    and b are uniform in +-1/sqrt(in), S and s start at 0.5/sqrt(in) (section 3.2). It is computed as two linear layers,
-    W^T x + b + e_out o (S^T (e_in o x) + s): to make noisy weights would take more memory traffic than the second one.
+    e_in and e_out are f(normal), f(x) = sign(x) sqrt|x| (equation 11); without noise it is the linear layer of the means
+    W and b. W and b are uniform in +-1/sqrt(in), S and s start at 0.5/sqrt(in) (section 3.2). The gradient by S is that
+    by the noisy weight, times e.
     """
 
     def __init__(self, name: str, index: int, inputs: int, outputs: int):
@@ -130,30 +130,33 @@ class NoisyLinear(Linear):
         }
 
     def _noise(self, part: Part, noise: Noise, like: Tensor) -> tuple[Tensor, Tensor]:
-        """e_in [r, in, 1] and e_out [r, out, 1]."""
+        """e_in [r, in, 1] and e_out [r, 1, out]."""
         eps_in, eps_out = (torch.from_numpy(eps[part.runs]).to(like.device) for eps in noise[self.weight])
-        return eps_in, eps_out.transpose(1, 2)
+        return eps_in, eps_out
 
-    def forward(self, part: Part, x: Tensor, noise: Noise | None, scratch: Scratch | None) -> Tensor:
-        """As `Linear`, with noisy weights where there is noise."""
-        means = super().forward(part, x, noise, scratch)
+    def forward(self, part: Part, x: Tensor, noise: Noise | None, scratch: Scratch, hidden: bool) -> Tensor:
+        """As `Linear`, with noisy weights where there is noise; they hold until the next call with noise."""
         if noise is None:
-            return means
+            return super().forward(part, x, noise, scratch, hidden)
         eps_in, eps_out = self._noise(part, noise, x)
-        return means.addcmul_(self._product(part, *self.sigma, x * eps_in, scratch), eps_out)
+        weight, bias = (part.weights[name] for name in (self.weight, self.bias))
+        sigma, bias_sigma = (part.weights[name] for name in self.sigma)
+        noisy = torch.mul(sigma, eps_in, out=scratch(f"{self.weight} noisy", *weight.shape, like=x))
+        torch.addcmul(weight, noisy, eps_out, out=noisy)
+        return self._product(noisy, torch.addcmul(bias, bias_sigma, eps_out), x, scratch if hidden else None)
 
     def backward(
         self, part: Part, x: Tensor, delta: Tensor, noise: Noise | None, scratch: Scratch, to_inputs: bool
     ) -> Tensor | None:
-        """As `Linear`, for W and b and for S and s."""
+        """As `Linear`, for W and b and for S and s; to follow `forward` with the same noise."""
         assert noise is not None, "the gradient is that of a noisy forward pass"
         eps_in, eps_out = self._noise(part, noise, x)
-        scaled = delta * eps_out
-        by_inputs = super().backward(part, x, delta, noise, scratch, to_inputs)
-        self._to_weights(part, *self.sigma, x * eps_in, scaled)
-        if by_inputs is None:
-            return None
-        return by_inputs.addcmul_(self._to_inputs(part, self.sigma[0], x, scaled, scratch), eps_in)
+        self._to_weights(part, x, delta)
+        for name, sigma in zip((self.weight, self.bias), self.sigma, strict=True):
+            torch.mul(part.grads[name], eps_out, out=part.grads[sigma])
+        part.grads[self.sigma[0]].mul_(eps_in)
+        noisy = scratch(f"{self.weight} noisy", *part.grads[self.weight].shape, like=x)
+        return self._to_inputs(noisy, x, delta, scratch) if to_inputs else None
 
     def act(self, weights: Mapping[str, np.ndarray], x: np.ndarray, noise: Noise | None) -> np.ndarray:
         """The same in NumPy, samples as rows."""
@@ -204,10 +207,9 @@ class Convolution(Linear):
         out.view(windows.shape).copy_(windows)
         return out
 
-    def forward(self, part: Part, x: Tensor, noise: Noise | None, scratch: Scratch | None) -> Tensor:
+    def forward(self, part: Part, x: Tensor, noise: Noise | None, scratch: Scratch, hidden: bool) -> Tensor:
         """As `Linear` on every patch."""
-        assert scratch is not None, "a convolution is no output layer"
-        out = super().forward(part, self._patches(x, scratch), noise, scratch)
+        out = super().forward(part, self._patches(x, scratch), noise, scratch, hidden)
         return out.view(len(x), self.outputs * self.positions, x.shape[2])
 
     def backward(
@@ -255,7 +257,7 @@ class Stack:
         outputs = [x]
         for k, layer in enumerate(self.layers):
             hidden = self.hidden or k < len(self.layers) - 1
-            x = layer.forward(part, x, noise, scratch if hidden else None)
+            x = layer.forward(part, x, noise, scratch, hidden)
             outputs.append(x.clamp_(min=0) if hidden else x)
         return outputs
 

@@ -108,9 +108,9 @@ class Linear:
 class NoisyLinear(Linear):
     """(W + S o e)^T x + b + s o e_out, e = e_in e_out^T: factorised Gaussian noise (arXiv:1706.10295, equations 9, 10).
 
-    e_in and e_out are f(normal), f(x) = sign(x) sqrt|x| (equation 11); without noise it is the linear layer of the means
-    W and b. W and b are uniform in +-1/sqrt(in), S and s start at 0.5/sqrt(in) (section 3.2). The gradient by S is that
-    by the noisy weight, times e.
+    e_in and e_out are f(normal), f(x) = sign(x) sqrt|x| (equation 11); without noise it is the linear layer of the
+    means W and b. W and b are uniform in +-1/sqrt(in), S and s start at 0.5/sqrt(in) (section 3.2). The gradient by S
+    is that by the noisy weight, times e.
     """
 
     def __init__(self, name: str, index: int, inputs: int, outputs: int):

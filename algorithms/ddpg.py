@@ -11,14 +11,17 @@ no target networks: Q and mu are their own.
 
 The noise is an Ornstein-Uhlenbeck process, x <- x - noise_theta x + noise_std N(0, 1), which begins at 0 with every
 episode; with noise_theta = 1 it is independent Gaussian noise. With `prioritized`, transitions are drawn by priority
-and weighted as in prioritized_dqn.py.
+and weighted as in prioritized_dqn.py. With `batch_norm`, the state and the sums of mu's hidden layers are normalized
+(section 3): by the moments of the batch in updates, by averages of these in acting and in targets. (The next states of
+a batch have moments of their own; by those they would look like the states they came from.)
 
 Axes: observations [R, N, O], batches [R, B, ...], critics' outputs [R, 1, B, 1]; R runs, N environments, B drawn
 transitions, A numbers of an action.
 
 Departures from the paper:
-- Low-dimensional observations only. No batch normalization.
+- Low-dimensional observations only. Batch normalization is off unless asked for.
 - The critic sees the action at its first layer, not its second, as in sfujim/TD3@6a9f761 OurDDPG.py and most others.
+  Of what comes before the action, which is what the paper normalizes, there is the state alone.
 - A time limit is no end of the task: only terminations stop bootstrapping.
 - Actions are numbers in [-1, 1] for the critic and the noise (see `common/off_policy.py`), and noisy ones are clipped.
 """
@@ -33,8 +36,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from algorithms.common.batch_norm import NormalizedMLP, evaluation
 from algorithms.common.config import PerRun, require
-from algorithms.common.layers import Parameters, tanh_
+from algorithms.common.layers import MLP, Parameters, tanh_
 from algorithms.common.off_policy import STEPS, Learned, OffPolicyAgent, check_settings
 from algorithms.common.on_policy import require_positive, require_shares
 from algorithms.common.replay import PrioritizedReplay, Replay, Transitions
@@ -66,6 +70,7 @@ class Config:
     priority_exponent: PerRun = 0.6  # its alpha
     importance_exponent: PerRun = 0.4  # its beta at the start, which rises linearly to 1
     importance_steps: PerRun = 1_000_000.0  # env_steps until it is 1
+    batch_norm: bool = False  # the paper's own has it
     hidden_sizes: tuple[int, ...] = (400, 300)
     last_layer: float = 3e-3  # weights of the last layers start uniform in +- this; 0: in 1/sqrt(in), as the others
     adam_epsilon: float = 1e-8
@@ -100,6 +105,15 @@ class Agent(OffPolicyAgent):
         self.target_parameters = Parameters(self.num_runs, self.actor.shapes(), device)  # of mu'
         self.target_parameters.copy_(self.parameters)
         self.noise = np.zeros((self.num_runs, cfg.num_envs, self.action_size), np.float32)  # x
+        self.normalized = [x for x in (self.actor, self.critics.network) if isinstance(x, NormalizedMLP)]
+        if self.normalized:
+            self.actor_averages, self.critic_averages = (network.averages for network in self.normalized)
+            self.memory = (*self.memory, "actor_averages", "critic_averages")  # type: ignore[misc]
+
+    def _perceptron(self, name: str, sizes: Sequence[int], rows: int) -> MLP:
+        if not self.cfg.batch_norm:
+            return super()._perceptron(name, sizes, rows)
+        return NormalizedMLP(name, sizes, rows, self.observation_size, name == "actor", self.device)
 
     def _explorer(self) -> Callable[[np.ndarray, int], np.ndarray]:
         """mu(s) + x, x from the stream `actions`."""
@@ -116,7 +130,9 @@ class Agent(OffPolicyAgent):
     def _learn(self, uniform: np.ndarray, *noise: Tensor) -> Learned:
         """One update of Q, mu, Q' and mu'."""
         batch, correction = self._sample(uniform)
-        learned = self._update_critics(batch, self._targets(batch), correction)
+        with evaluation(self.normalized):
+            targets = self._targets(batch)
+        learned = self._update_critics(batch, targets, correction)
         self._update_actor(batch)
         self._update_targets(self.cfg.tau)
         return learned
@@ -145,6 +161,7 @@ class Agent(OffPolicyAgent):
     def _update_critics(self, batch: Transitions, targets: Tensor, correction: Correction = None) -> Learned:
         """One step down mean_b w (y - Q(s, a))^2, for each critic; new priorities are their mean |y - Q(s, a)|."""
         outputs, layers = self.critics.forward(self.critics.parameters, batch.observations, batch.actions)
+        self._remember(self.critics.network, layers)
         slopes, errors, learned = self._critic_slopes(outputs, targets)
         if correction is not None:
             indices, weights = correction
@@ -174,6 +191,7 @@ class Agent(OffPolicyAgent):
     def _update_actor(self, batch: Transitions, active: np.ndarray | None = None) -> None:
         """One step up mean_b Q_1(s, mu(s)) by equation 6's chain rule; runs that are not active stay as they are."""
         layers = self.actor.forward(self.parameters, batch.observations)
+        self._remember(self.actor, layers, active)
         actions = tanh_(layers[-1])
         by_actions = self._action_slopes(batch.observations, actions)
         self.actor.backward(self.parameters, layers, by_actions * (1 - actions.square()))
@@ -183,6 +201,11 @@ class Agent(OffPolicyAgent):
         """The derivative of -mean_b Q_1(s, a) with respect to the actions: [R, B, A]."""
         share = torch.full_like(actions[..., :1], -1 / self.cfg.batch_size)
         return self.critics.first_to_actions(observations, actions, share)
+
+    def _remember(self, network: MLP, layers: list[Any], active: np.ndarray | None = None) -> None:
+        """Take a batch's moments into the averages by which is acted, if it is normalized."""
+        if isinstance(network, NormalizedMLP):
+            network.remember(layers, active)
 
     def _update_targets(self, tau: np.ndarray) -> None:
         self.critics.follow(tau)
@@ -195,6 +218,20 @@ class Agent(OffPolicyAgent):
             std = self.cfg.noise_std.astype(np.float32)[:, None, None]
             actions = np.clip(actions + std * streams.normal("actions", actions.shape[1:]), -1, 1)
         return self.to_box(actions)
+
+    def values(self, observations: np.ndarray) -> np.ndarray:
+        """Q(s, mu(s)) [R, N] of observations [R, N, O]."""
+        with evaluation(self.normalized):
+            return super().values(observations)
+
+    def parameters_of(self, run: int) -> dict[str, np.ndarray]:
+        """The weights of one run, and the averages by which it normalizes."""
+        averages: dict[str, np.ndarray] = {}
+        for network in self.normalized:
+            rows = network.averages.num_runs // self.num_runs
+            for n in range(rows):
+                averages |= network.averages.of_run(run * rows + n, f"averages{n}.")
+        return super().parameters_of(run) | averages
 
 
 if __name__ == "__main__":

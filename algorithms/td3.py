@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from algorithms import ddpg
+from algorithms.common.batch_norm import evaluation
 from algorithms.common.config import PerRun, require
 from algorithms.common.layers import tanh_
 from algorithms.common.off_policy import Learned
@@ -80,7 +81,9 @@ class Agent(ddpg.Agent):
     def _learn(self, uniform: np.ndarray, *noise: Tensor) -> Learned:
         """One update of Q_1 and Q_2, and every d-th time of mu and all targets."""
         batch, correction = self._sample(uniform)
-        learned = self._update_critics(batch, self._targets(batch, *noise), correction)
+        with evaluation(self.normalized):
+            targets = self._targets(batch, *noise)
+        learned = self._update_critics(batch, targets, correction)
         self.updates += 1
         due = self.updates % self.cfg.policy_period == 0
         if due.any():

@@ -234,7 +234,7 @@ class MLP:
         """d loss / d (each layer's sums, before its activation), [R, B, out]; arguments as `backward`'s."""
         weights, result = self._weights(parameters)[::2], [delta]
         for k in range(len(weights) - 1, 0, -1):
-            result.insert(0, _to_inputs(result[0], weights[k], layers[k], self.activation))
+            result.insert(0, linear_to_inputs(result[0], weights[k], layers[k], self.activation))
         return result
 
     @torch.no_grad()
@@ -272,7 +272,7 @@ class MLP:
         return forward
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
     """x [R, B, in] times weight [R, in, out] plus bias [R, 1, out].
 
     One output column is a sum of products: as a product it would take another kernel for R = 1 than for R > 1.
@@ -299,7 +299,7 @@ def _forward(
     for k in range(0, len(weights), 2):
         hidden, width = k < last, weights[k].shape[2]
         out = scratch(f"layer{k}", *inputs.shape[:2], width, like=inputs) if scratch and hidden and width > 1 else None
-        x = _linear(layers[-1], weights[k], weights[k + 1], out)
+        x = linear(layers[-1], weights[k], weights[k + 1], out)
         if hidden:
             x = tanh_(x) if activation == "tanh" else x.clamp_(min=0)
         layers.append(x)
@@ -319,23 +319,29 @@ def _backward(
     of the first layer's inputs if it is asked for."""
     for k in range(len(weights) - 1, -1, -1):
         x, weight = inputs[k], weights[k]
-        narrow = weight.shape[2] == 1  # see _linear
         if grads is not None:
-            torch.sum(delta, 1, keepdim=True, out=grads[2 * k + 1])
-            if narrow:
-                torch.sum(x * delta, 1, out=grads[2 * k].squeeze(-1))
-            else:
-                torch.bmm(x.transpose(1, 2), delta, out=grads[2 * k])
+            linear_to_weights(x, delta, grads[2 * k], grads[2 * k + 1])
         if k == 0 and not to_inputs:
             return None
         out = scratch(f"delta{k % 2}", *x.shape, like=x) if scratch else None
-        delta = _to_inputs(delta, weight, x, activation if k > 0 else None, out)
+        delta = linear_to_inputs(delta, weight, x, activation if k > 0 else None, out)
     return delta
 
 
-def _to_inputs(delta: Tensor, weight: Tensor, x: Tensor, activation: str | None, out: Tensor | None = None) -> Tensor:
+def linear_to_weights(x: Tensor, delta: Tensor, by_weight: Tensor, by_bias: Tensor) -> None:
+    """Write d loss / d W and d loss / d b, given d loss / d (x W + b)."""
+    torch.sum(delta, 1, keepdim=True, out=by_bias)
+    if delta.shape[2] == 1:  # see `linear`
+        torch.sum(x * delta, 1, out=by_weight.squeeze(-1))
+    else:
+        torch.bmm(x.transpose(1, 2), delta, out=by_weight)
+
+
+def linear_to_inputs(
+    delta: Tensor, weight: Tensor, x: Tensor, activation: str | None, out: Tensor | None = None
+) -> Tensor:
     """From d loss / d (x W) to that by x, or by the sums whose activation x is."""
-    if weight.shape[2] == 1:  # see _linear
+    if weight.shape[2] == 1:  # see `linear`
         delta = torch.mul(delta, weight.transpose(1, 2), out=out)
     else:
         delta = torch.bmm(delta, weight.transpose(1, 2), out=out)
@@ -358,9 +364,9 @@ def _tangent(
     for k in range(0, len(weights), 2):
         x, y = layers[k // 2], layers[k // 2 + 1]
         out = scratch(f"tangent{k}", *y.shape, like=y) if y.shape[2] > 1 else None
-        change = _linear(x, direction[k], direction[k + 1], out)
+        change = linear(x, direction[k], direction[k + 1], out)
         if moved is not None:
-            change = _linear(moved, weights[k], change, out)
+            change = linear(moved, weights[k], change, out)
         if k < len(weights) - 2:  # y is the activation's output, from which its derivative follows
             if activation == "tanh":
                 torch.ops.aten.tanh_backward.grad_input(change, y, grad_input=change)

@@ -70,9 +70,10 @@ class Critics:
         action_size: int,
         device: str,
         name: str = "critic",
+        network: MLP | None = None,
     ):
         self.num_runs, self.num_critics, self.action_size = num_runs, num_critics, action_size
-        self.network = MLP(name, sizes, "relu")
+        self.network = network or MLP(name, sizes, "relu")
         self.parameters, self.target = (
             Parameters(num_runs * num_critics, self.network.shapes(), device) for _ in range(2)
         )
@@ -171,14 +172,15 @@ class OffPolicyAgent(Remembering):
         (self.observation_size,), self.action_size = shape, self._look_at_actions()
 
         sizes = (self.observation_size, *cfg.hidden_sizes, self.action_size * outputs_per_action)
-        self.actor = MLP("actor", sizes, "relu")
+        self.actor = self._perceptron("actor", sizes, self.num_runs)
         self.parameters = Parameters(self.num_runs, self.actor.shapes(), device)  # the actor's
         initialize(self.actor, self.parameters, self.streams["actor"], last_layer)
         self.actor_outputs = self.actor.acting(self.parameters)
         hidden_sizes = cfg.hidden_sizes if critic_hidden_sizes is None else critic_hidden_sizes
         seen = self.action_size if critics_see_actions else 0
         sizes = (self.observation_size + seen, *hidden_sizes, outputs_per_critic)
-        self.critics = Critics(self.num_runs, num_critics, sizes, seen, device)
+        network = self._perceptron("critic", sizes, self.num_runs * num_critics)
+        self.critics = Critics(self.num_runs, num_critics, sizes, seen, device, network=network)
         self.critics.initialize(self.streams, last_layer)
         self.actor_optimizer = Adam(self.parameters, cfg.adam_epsilon)
         self.critic_optimizer = Adam(self.critics.parameters, cfg.adam_epsilon)
@@ -217,6 +219,10 @@ class OffPolicyAgent(Remembering):
         return {name: means.get(name, missing) for name in self.metrics}
 
     # ---- what an algorithm fills in
+
+    def _perceptron(self, name: str, sizes: Sequence[int], rows: int) -> MLP:
+        """The network of the actor, or that of the critics, for so many runs times critics."""
+        return MLP(name, sizes, "relu")
 
     def _look_at_actions(self) -> int:
         """How many numbers make up an action; remembers their bounds."""

@@ -109,6 +109,8 @@ class CartPole(ClassicVectorEnv):
     task = Task("CartPole-v1", "classic", max_episode_steps=500, steps=500_000)
     start_low, start_high = (-0.05,) * 4, (0.05,) * 4
     num_observed, discrete = 4, 2
+    observation_high = np.array([2 * 2.4, np.inf, 2 * 12 * 2 * np.pi / 360, np.inf])
+    observation_low = -observation_high
 
     def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
         _, x_dot, theta, theta_dot = state
@@ -129,6 +131,8 @@ class Acrobot(ClassicVectorEnv):
     task = Task("Acrobot-v1", "classic", max_episode_steps=500, steps=500_000)
     start_low, start_high = (-0.1,) * 4, (0.1,) * 4
     num_observed, discrete = 6, 3
+    observation_high = np.array([1.0, 1.0, 1.0, 1.0, 4 * np.pi, 9 * np.pi])
+    observation_low = -observation_high
 
     def _start(self, drawn: Array) -> Array:
         return drawn.astype(np.float32)  # the first observation takes its cosines in float32
@@ -182,6 +186,7 @@ class MountainCar(ClassicVectorEnv):
     task = Task("MountainCar-v0", "classic", max_episode_steps=200, steps=500_000)
     start_low, start_high, num_drawn = (-0.6, 0.0), (-0.4, 0.0), 1
     num_observed, discrete = 2, 3
+    observation_low, observation_high = np.array([-1.2, -0.07]), np.array([0.6, 0.07])
 
     def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
         position, velocity = state
@@ -198,6 +203,7 @@ class MountainCarContinuous(ClassicVectorEnv):
     task = Task("MountainCarContinuous-v0", "classic", max_episode_steps=999, steps=500_000)
     start_low, start_high, num_drawn = (-0.6, 0.0), (-0.4, 0.0), 1
     num_observed, action_bound = 2, 1.0
+    observation_low, observation_high = np.array([-1.2, -0.07]), np.array([0.6, 0.07])
 
     def _dynamics(self, state: Array, actions: Array) -> tuple[Array, Array | float, Array | bool]:
         start, first, f32 = state[0], self._elapsed == 0, np.float32
@@ -221,6 +227,7 @@ class Pendulum(ClassicVectorEnv):
     task = Task("Pendulum-v1", "classic", max_episode_steps=200, steps=500_000)
     start_low, start_high = (-np.pi, -1.0), (np.pi, 1.0)
     num_observed, action_bound = 3, 2.0
+    observation_low, observation_high = np.array([-1.0, -1.0, -8.0]), np.array([1.0, 1.0, 8.0])
 
     def _observe(self, state: Array) -> Array:
         return np.stack((np.cos(state[0]), np.sin(state[0]), state[1]))

@@ -44,6 +44,9 @@ def test_time_limit_and_spaces_are_gymnasiums(task_id: str) -> None:
     assert env.spec is not None
     assert task.max_episode_steps == ours.max_episode_steps == env.spec.max_episode_steps
     assert ours.observation_shape == env.observation_space.shape
+    if task.kind == "classic":
+        for bound, theirs in zip(("low", "high"), (env.observation_space.low, env.observation_space.high), strict=True):
+            assert getattr(ours, f"observation_{bound}").astype(np.float32).tolist() == theirs.tolist()
     if ours.num_actions is not None:
         assert isinstance(env.action_space, gymnasium.spaces.Discrete)
         assert ours.num_actions == env.action_space.n

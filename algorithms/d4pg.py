@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from algorithms import c51, ddpg, nstep_dqn
+from algorithms.common.atoms import divergence, project
 from algorithms.common.config import PerRun
 from algorithms.common.layers import tanh_
 from algorithms.common.off_policy import Learned
@@ -96,14 +97,14 @@ class Agent(ddpg.Agent):
         next_actions = tanh_(self.actor.forward(self.target_parameters, batch.next_observations)[-1])
         logits, _ = self.critics.forward(self.critics.target, batch.next_observations, next_actions)
         probabilities = torch.softmax(logits.squeeze(1), 2).transpose(1, 2)  # [R, Z, B]
-        return c51.project(probabilities, batch.rewards, batch.discounts, self.atoms).transpose(1, 2)
+        return project(probabilities, batch.rewards, batch.discounts, self.atoms).transpose(1, 2)
 
     def _critic_slopes(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Learned]:
         """d loss / d logits [R, 1, B, Z] = (p - m) / B, and the samples' divergences [R, 1, B]."""
         if not self.cfg.distributional:
             return super()._critic_slopes(outputs, targets)
         probabilities, logits = torch.softmax(outputs, 3), outputs.squeeze(1)
-        losses = c51.divergence(targets.transpose(1, 2), logits.transpose(1, 2)).unsqueeze(1)
+        losses = divergence(targets.transpose(1, 2), logits.transpose(1, 2)).unsqueeze(1)
         slopes = (probabilities - targets.unsqueeze(1)) / self.cfg.batch_size
         return slopes, losses, {"critic_loss": losses, "q_values": self._estimate(outputs)}
 

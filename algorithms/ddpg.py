@@ -41,9 +41,8 @@ from algorithms.common.config import PerRun, require
 from algorithms.common.layers import MLP, Parameters, tanh_
 from algorithms.common.off_policy import STEPS, Learned, OffPolicyAgent, check_settings
 from algorithms.common.on_policy import require_positive, require_shares
-from algorithms.common.replay import PrioritizedReplay, Replay, Transitions
+from algorithms.common.replay import PrioritizedReplay, Replay, Transitions, importance_exponent
 from algorithms.common.streams import Streams
-from algorithms.prioritized_dqn import importance_exponent
 
 SUPPORTS = {"continuous"}
 Correction = tuple[np.ndarray, Tensor] | None  # places and weights of prioritized transitions

@@ -19,7 +19,7 @@ import numpy as np
 
 from algorithms import double_dqn, dqn
 from algorithms.common.config import PerRun
-from algorithms.common.replay import PrioritizedReplay, Replay
+from algorithms.common.replay import PrioritizedReplay, Replay, importance_exponent
 
 SUPPORTS = {"discrete"}
 
@@ -35,12 +35,6 @@ class Config(double_dqn.Config):
 
     POSITIVE = (*double_dqn.Config.POSITIVE, "importance_steps")
     SHARES = (*double_dqn.Config.SHARES, "priority_exponent", "importance_exponent")
-
-
-def importance_exponent(cfg: Any, env_steps: int) -> np.ndarray:
-    """beta [R] after so many env_steps: from its first value linearly to 1."""
-    share = np.minimum(env_steps / cfg.importance_steps, 1.0)
-    return cfg.importance_exponent + (1 - cfg.importance_exponent) * share
 
 
 class Agent(double_dqn.Agent):

@@ -37,7 +37,6 @@ from algorithms.common.on_policy import require_positive
 from algorithms.common.replay import Transitions
 from algorithms.common.schedules import crossings
 from algorithms.common.streams import Streams
-from algorithms.ddpg import td_targets
 
 SUPPORTS = {"discrete"}
 
@@ -124,7 +123,7 @@ class Agent(sac.Agent):
         """y: [R, B]."""
         log_probs = Categorical(self.actor.forward(self.parameters, batch.next_observations)[-1]).log_probs
         next_q_values, _ = self._q_values(self.critics.target, batch.next_observations)
-        return td_targets(batch.rewards, batch.discounts, soft_values(next_q_values.amin(1), log_probs, alpha))
+        return batch.rewards + batch.discounts * soft_values(next_q_values.amin(1), log_probs, alpha)
 
     @torch.no_grad()
     def _update_critics(self, batch: Transitions, targets: Tensor) -> Learned:

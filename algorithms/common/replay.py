@@ -333,6 +333,12 @@ class PrioritizedReplay(Replay):
             np.add(below[:, ::2], below[:, 1::2], out=level)
 
 
+def importance_exponent(cfg: Any, env_steps: int) -> np.ndarray:
+    """beta [R] after so many env_steps: from its first value linearly to 1."""
+    share = np.minimum(env_steps / cfg.importance_steps, 1.0)
+    return cfg.importance_exponent + (1 - cfg.importance_exponent) * share
+
+
 def power(base: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     """base^exponent for bases above 0. NumPy's own has short cuts for one exponent, so its bits could depend on R."""
     result: np.ndarray = np.exp(exponent * np.log(base))

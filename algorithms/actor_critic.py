@@ -76,7 +76,7 @@ class Config:
 
 
 class Agent(LinearAgent):
-    """Actor-critic for R runs at once. Traces end with an episode, and so before the next step is learned from."""
+    """Actor-critic for R runs at once."""
 
     weights: tuple[str, ...] = ("v", "u")
     memory = (*LinearAgent.memory, "value_traces", "policy_traces")

@@ -1,8 +1,8 @@
 """A2C with a memory: the LSTM form of Mnih et al. 2016, arXiv:1602.01783 ("A3C LSTM", section 5.1), without its
 asynchrony, as OpenAI released it (openai/baselines a2c, `lstm`).
 
-Actor and critic see the output h_t of one LSTM, h_t = LSTM(o_1, ..., o_t) over the episode so far, in place of o_t;
-everything else is A2C's:
+Actor and critic have an LSTM each and see its output, h_t = LSTM(o_1, ..., o_t) over the episode so far, in place of
+o_t; everything else is A2C's:
 
     L(theta) = E[ -log pi(a|h) A - beta H(pi) + c (R - V(h))^2 / 2 ],   A and R held fixed.
 
@@ -12,11 +12,11 @@ of this episode gives, before it is emptied.
 
 PPO's recurrent form with one epoch of one minibatch is this algorithm, as without memory (arXiv:2205.09123).
 
-Axes: rollouts [T, R, N, ...], batches [R, T*N, ...], memories [R, N, 2H]; R runs, N environments, T steps, H cells.
+Axes: rollouts [T, R, N, ...], batches [R, T*N, ...], memories [R, N, 4H]; R runs, N environments, T steps, H cells.
 
 Departures from the paper: A2C's, but for these.
-- Policy and value share the encoder and the LSTM, as the paper has it on Atari (in its MuJoCo experiments they share
-  nothing), and so does the released code.
+- Policy and value share nothing, as in the paper's MuJoCo experiments; on Atari they share all but the heads, and so
+  they do in the released code's default.
 - A perceptron with tanh in front of the LSTM, where the paper has convolutions, or one layer of 200 ReLU on MuJoCo.
 - With MuJoCo the paper makes one update per episode; here T counts there as elsewhere.
 """

@@ -1,17 +1,17 @@
 """A3C with a memory: Mnih et al. 2016, arXiv:1602.01783, "A3C LSTM" (section 5.1).
 
-Actor and critic see the output h_t of one LSTM, h_t = LSTM(o_1, ..., o_t) over the episode so far, in place of o_t; the
-rest is A3C. Every worker has a memory of its own, which is empty where an episode begins and is kept from turn to turn,
-although the weights that wrote it have been replaced meanwhile. The gradient goes back through the t_max steps of the
-turn, across no border of episodes.
+Actor and critic have an LSTM each and see its output, h_t = LSTM(o_1, ..., o_t) over the episode so far, in place of
+o_t; the rest is A3C. Every worker has memories of its own, which are empty where an episode begins and are kept from
+turn to turn, although the weights that wrote them have been replaced meanwhile. The gradient goes back through the
+t_max steps of the turn, across no border of episodes.
 
 With one worker it is recurrent A2C with one environment, as A3C is A2C.
 
-Axes: rollouts [T, K, 1, ...], batches [K, T, ...], memories [K, 1, 2H]; T = t_max steps, H cells, and K = R W workers
+Axes: rollouts [T, K, 1, ...], batches [K, T, ...], memories [K, 1, 4H]; T = t_max steps, H cells, and K = R W workers
 of R runs.
 
 Departures from the paper: A3C's and those of `common.recurrent_policy`, but for this:
-- Policy and value share the encoder and the LSTM, as the paper has it on Atari.
+- Policy and value share nothing, as in the paper's MuJoCo experiments; on Atari they share all but the heads.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Workers(RecurrentNetworks, a3c.Workers):
         self.parameters, self.device = self.own, "cpu"
         self._build(self.cfg, self.envs)
         self._bind()
-        self.carry = self.lstm.blank(self.own.num_runs, 1)
+        self.carry = np.zeros((self.own.num_runs, 1, 4 * self.lstm_size), np.float32)
 
     def _policy(self) -> Callable[[np.ndarray, int], np.ndarray]:
         sample = self.policy.sampler(self.streams, self.cfg.num_steps, 1)
@@ -64,7 +64,7 @@ class Workers(RecurrentNetworks, a3c.Workers):
         def act(observations: np.ndarray, t: int) -> np.ndarray:
             kept = blank_where(self.by_entry(self.collector.starts), self.carry)
             self.carry = self._remember(observations, kept)
-            return sample(self.carry[..., : self.lstm.size], t)
+            return sample(self.carry[..., : self.lstm_size], t)
 
         return act
 

@@ -2,8 +2,8 @@
 paper describes it; the code that made it known is openai/baselines ppo2, its details are written out by Huang et al.
 2022 ("The 37 implementation details of PPO", ICLR blog track) and in vwxyzjn/cleanrl ppo_atari_lstm.py.
 
-Actor and critic see the output h_t of one LSTM, h_t = LSTM(o_1, ..., o_t) over the episode so far, in place of o_t;
-the objective is PPO's,
+Actor and critic have an LSTM each and see its output, h_t = LSTM(o_1, ..., o_t) over the episode so far, in place of
+o_t; the objective is PPO's,
 
     L(theta) = E[ min(r A, clip(r, 1 - eps, 1 + eps) A) - beta KL(pi_old || pi) ],   r = pi(a|h) / pi_old(a|h_old).
 
@@ -12,11 +12,11 @@ unrolled anew with the present weights, from the memory that each had when the r
 begins. The value of the last observation before a cut is that which the memory of this episode gives, before it is
 emptied.
 
-Axes: rollouts [T, R, N, ...], batches [R, T*N, ...], memories [R, N, 2H]; R runs, N environments, T steps, H cells.
+Axes: rollouts [T, R, N, ...], batches [R, T*N, ...], memories [R, N, 4H]; R runs, N environments, T steps, H cells.
 
 Departures from the sources: PPO's, but for these.
-- Policy and value share the encoder and the LSTM, as in both codes; the encoder is a perceptron with tanh, not
-  convolutions.
+- Policy and value share nothing, as baselines has it on MuJoCo; on Atari both codes share all but the heads. The
+  encoder is a perceptron with tanh, not convolutions.
 - After an update the memory goes on as the old weights left it, as in both codes; nothing is computed anew.
 """
 
@@ -112,7 +112,7 @@ class Agent(RecurrentAgent):
     def _minibatches(
         self, sequences: Sequences, batch: Batch, order: np.ndarray
     ) -> Iterator[tuple[Tensor, Tensor, Batch]]:
-        """One pass in each run's own order [R, N] of the environments: carry [R, n, 2H], starts [R, T, n] and samples
+        """One pass in each run's own order [R, N] of the environments: carry [R, n, 4H], starts [R, T, n] and samples
         [R, T*n, ...] of n of them at a time."""
         cfg, (runs, steps, envs) = self.cfg, sequences.starts.shape
         count = cfg.batch_size // steps  # n

@@ -86,7 +86,8 @@ class LSTM:
         kept, half = (~starts).to(gates.dtype).unsqueeze(-1), gates.new_tensor(0.5)
         sigmoids = gates[..., : 3 * size]
         parts = (gates, sigmoids, *gates.split(size, -1), carries, *carries.split(size, -1), squashed, kept)
-        first, (hidden, cells) = carry, carry.split(size, -1)
+        first = carry = carry.contiguous()
+        hidden, cells = carry.split(size, -1)
         for reset, views in _by_step(starts, *parts):
             gate, sigmoid, o, i, f, g, after, next_hidden, next_cells, squash, keep = views
             if reset:  # in the layout that they have without one, on which a product's bits may depend

@@ -182,7 +182,7 @@ def test_a3c_lstm_is_the_paper_s_loop(task: str) -> None:
     agent.learners._gradient = lambda rollout: (
         met.append((rollout, agent.learners._sequences(rollout))) or gradient(rollout)
     )
-    carry, first = torch.zeros(2 * W, 1, 16), torch.ones(2 * W, 1, dtype=torch.bool)
+    carry, first = torch.zeros(2 * W, 1, 32), torch.ones(2 * W, 1, dtype=torch.bool)
     for _ in range(ROUNDS):
         agent.iterate()
         rollout, sequences = met[-1]
@@ -226,6 +226,11 @@ def test_value_based_methods_are_the_paper_s_loops(algorithm: str) -> None:
         for one, steps, period in zip(DIFFERENT, (60.0, 200.0), (40.0, 100.0), strict=True)
     ]
     agent = built(algorithm, "CartPole-v1", settings)
+    rng = np.random.default_rng(3)
+    for name, shape in agent.parameters.shapes.items():  # weights by which the best action depends on the observation
+        drawn = rng.standard_normal((1, *shape))
+        for weights in (agent.parameters, agent.shared.target, agent.learners.own):
+            weights.fill(name, np.repeat(drawn, weights.num_runs, 0))
     loops = [Loop(agent, run, "CartPole-v1", setting) for run, setting in enumerate(settings)]
     for _ in range(ROUNDS):
         agent.iterate()
@@ -446,15 +451,20 @@ def test_failures_of_worker_processes_are_told() -> None:
 
 
 def test_worker_processes_end_with_their_parent(tmp_path: Path) -> None:
-    """However it ends."""
+    """However it ends, and whatever they are at."""
     script = """
-        import os, signal, sys
+        import os, signal, time
         from algorithms.common.processes import Crew
-        class Idle:
+        class Busy:
             def __init__(self, index): pass
             def pid(self): return os.getpid()
+            def work(self): time.sleep(600)
         if __name__ == "__main__":
-            print(*Crew(Idle, 2).ask("pid"), flush=True)
+            crew = Crew(Busy, 2)
+            print(*crew.ask("pid"), flush=True)
+            for channel in crew.channels:
+                channel.send(("work", ()))
+            time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGKILL)
     """
     (tmp_path / "script.py").write_text(textwrap.dedent(script))

@@ -35,7 +35,7 @@ def values(agent: Any, observations: torch.Tensor) -> np.ndarray:
     if hasattr(agent, "values"):
         return agent.values(observations.numpy())
     estimates = {
-        "lstm": lambda _: first_values(agent, observations),
+        "initial_carry": lambda _: first_values(agent, observations),
         "critic": lambda critic: critic(agent.parameters, observations).squeeze(-1),
         "net": lambda net: net(agent.parameters, observations).amax(-1),
     }

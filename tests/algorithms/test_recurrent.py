@@ -209,14 +209,19 @@ Weights = dict[str, Tensor]
 
 
 def networks(weights: Weights, x: Tensor, carry: Tensor, starts: Tensor) -> tuple[Any, Tensor, Tensor]:
-    """One run's policy, values [T, N] and carries [T, N, 2H], from observations [T, N, O], by autograd's rules."""
-    for k in range(2):
-        x = torch.tanh(x @ weights[f"encoder.weight{k}"] + weights[f"encoder.bias{k}"])
-    carries = literal([weights[f"lstm.{name}"] for name in ("inputs", "hidden", "bias")], x, carry, starts)
-    seen = carries[..., : SIZES["lstm_size"]]
-    outputs = seen @ weights["actor.weight0"] + weights["actor.bias0"]
-    values = (seen @ weights["critic.weight0"] + weights["critic.bias0"]).squeeze(-1)
-    return distribution(outputs, weights.get("log_std")), values, carries
+    """One run's policy, values [T, N] and carries [T, N, 4H], from observations [T, N, O], by autograd's rules."""
+    carries, outputs = [], []
+    for name, half in zip(("actor", "critic"), carry.chunk(2, -1), strict=True):
+        features = x
+        for k in range(2):
+            weight, bias = (weights[f"{name}.encoder.{kind}{k}"] for kind in ("weight", "bias"))
+            features = torch.tanh(features @ weight + bias)
+        lstm = [weights[f"{name}.lstm.{kind}"] for kind in ("inputs", "hidden", "bias")]
+        carries.append(literal(lstm, features, half, starts))
+        seen = carries[-1].chunk(2, -1)[0]
+        outputs.append(seen @ weights[f"{name}.weight0"] + weights[f"{name}.bias0"])
+    policy = distribution(outputs[0], weights.get("log_std"))
+    return policy, outputs[1].squeeze(-1), torch.cat(carries, -1)
 
 
 @torch.no_grad()
@@ -329,8 +334,7 @@ def test_learning_sees_the_memories_that_acted() -> None:
         rollout, sequences = agent._collect_sequences()
         over = np.concatenate((ends[None], rollout.terminations | rollout.truncations))
         assert np.array_equal(sequences.starts.numpy(), over[:-1].swapaxes(0, 1))
-        carries = agent._forward(sequences).unrolled.carries
-        assert np.allclose(carries[:, -1].numpy(), agent.carry, atol=1e-5)
+        assert np.allclose(agent._forward(sequences).carry.numpy(), agent.carry, atol=1e-5)
         ends, total = over[-1], total + over[:-1].sum()
     assert total > 20
 

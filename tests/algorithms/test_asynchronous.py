@@ -228,7 +228,7 @@ def test_value_based_methods_are_the_paper_s_loops(algorithm: str) -> None:
     agent = built(algorithm, "CartPole-v1", settings)
     rng = np.random.default_rng(3)
     for name, shape in agent.parameters.shapes.items():  # weights by which the best action depends on the observation
-        drawn = rng.standard_normal((1, *shape))
+        drawn = rng.standard_normal((1, *shape)) * ("weight" in name)
         for weights in (agent.parameters, agent.shared.target, agent.learners.own):
             weights.fill(name, np.repeat(drawn, weights.num_runs, 0))
     loops = [Loop(agent, run, "CartPole-v1", setting) for run, setting in enumerate(settings)]

@@ -49,9 +49,9 @@ def require_atoms(cfg: Any) -> None:
     require(cfg.v_min < cfg.v_max, f"v_min is {cfg.v_min} and v_max {cfg.v_max}; v_min must be the smaller one")
 
 
-def expected_values(logits: Tensor, atoms: Tensor) -> Tensor:
-    """E Z = sum_i z_i p_i: logits [r, A, Z, B], atoms [Z] -> [r, A, B]."""
-    return (torch.softmax(logits, 2) * atoms[:, None]).sum(2)
+def expected_values(probabilities: Tensor, atoms: Tensor) -> Tensor:
+    """E Z = sum_i z_i p_i: p [r, A, Z, B], atoms [Z] -> [r, A, B]."""
+    return (probabilities * atoms[:, None]).sum(2)
 
 
 def chosen(by_action: Tensor, actions: Tensor) -> Tensor:
@@ -73,9 +73,9 @@ class Agent(dqn.Agent):
     def _targets(self, part: Part, target_part: Part, batch: Transitions) -> Tensor:
         """The projected distribution [r, Z, B]."""
         outputs, _ = self.net.forward(target_part, batch.next_observations.transpose(1, 2), self.noise["target"])
-        logits = self._by_action(outputs)
-        best = chosen(logits, expected_values(logits, self.atoms).argmax(1))
-        return project(torch.softmax(best, 1), batch.rewards, batch.discounts, self.atoms)
+        by_action = torch.softmax(self._by_action(outputs), 2)
+        best = chosen(by_action, expected_values(by_action, self.atoms).argmax(1))
+        return project(best, batch.rewards, batch.discounts, self.atoms)
 
     def _loss(self, outputs: Tensor, targets: Tensor, runs: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """d loss / d logits = p - m; the divergence, which is also the priority; E Z(s, a)."""

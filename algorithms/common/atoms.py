@@ -21,4 +21,5 @@ def project(probabilities: Tensor, rewards: Tensor, discounts: Tensor, atoms: Te
 
 def divergence(targets: Tensor, logits: Tensor) -> Tensor:
     """KL(m || softmax(logits)) over atoms: [r, Z, B] each -> [r, B]; 0 log 0 = 0."""
-    return (torch.xlogy(targets, targets) - targets * torch.log_softmax(logits, 1)).sum(1)
+    log_ratios = targets.clamp(min=torch.finfo(targets.dtype).tiny).log_().sub_(torch.log_softmax(logits, 1))
+    return log_ratios.mul_(targets).sum(1)

@@ -68,8 +68,9 @@ class Agent(c51.Agent, prioritized_dqn.Agent):
         successors = batch.next_observations.transpose(1, 2)
         by_target = self._values(self.net.forward(target_part, successors, self.noise["target"])[0])
         by_online = self._values(self.net.forward(part, successors, self.noise["selection"])[0])
-        double = self.coef["double"][part.runs].unsqueeze(2) > 0
-        preferences = torch.where(double, self._means(by_online), self._means(by_target))
+        double, preferences = self.coef["double"][part.runs] > 0, self._means(by_online)
+        if not double.all():
+            preferences = torch.where(double.unsqueeze(2), preferences, self._means(by_target))
         best = c51.chosen(by_target, preferences.argmax(1))
         if self.cfg.distributional:
             return c51.project(best, batch.rewards, batch.discounts, self.atoms)

@@ -302,7 +302,7 @@ def speed(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--runs", type=numbers, default=[1, 10, 33], help="numbers of runs in a group (default 1,10,33)"
     )
-    parser.add_argument("--against", choices=["sb3"], help="measure this beside it, in turns")
+    parser.add_argument("--against", choices=["sb3", "tianshou"], help="measure this beside it, in turns")
     parser.add_argument("--seconds", type=seconds, default=4.0, help="of one turn (default 4)")
     parser.add_argument("--repetitions", type=positive, default=5, help="turns of each (default 5)")
     parser.add_argument("--json", action="store_true")
@@ -346,7 +346,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "report": (analysis_command("report"), "report EXPERIMENT: tables, figures and one HTML page"),
     "verify": (analysis_command("verify"), "verify [EXPERIMENT|all]: published against measured"),
     "ship": (analysis_command("load", "ship_main"), "ship EXPERIMENT [--partial]: runs into results/reference/"),
-    "speed": (speed, "speed ALGORITHM --task T --runs 1,10,33 [--against sb3]: env steps per second"),
+    "speed": (speed, "speed ALGORITHM --task T --runs 1,10,33 [--against sb3|tianshou]: env steps per second"),
 }
 
 

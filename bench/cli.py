@@ -198,9 +198,10 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(prog="run_bench.py run", description=run.__doc__, allow_abbrev=False)
     parser.add_argument("experiment", help="a name (`list experiments`), or the path of a .toml file")
     parser.add_argument("--tasks", type=words, help="only these tasks, between commas")
+    parser.add_argument("--algorithms", type=words, help="only these algorithms, between commas")
     add_running(parser)
     options = parser.parse_args(arguments)
-    chosen = {key: getattr(options, key) for key in ("seeds", "steps", "tasks")}
+    chosen = {key: getattr(options, key) for key in ("seeds", "steps", "tasks", "algorithms")}
     return launch(experiment_of(options.experiment, options.out, **chosen), options)
 
 

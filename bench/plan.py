@@ -137,8 +137,9 @@ def expand(
     seeds: Sequence[int] | None = None,
     steps: int | None = None,
     tasks: Sequence[str] | None = None,
+    algorithms: Sequence[str] | None = None,
 ) -> Experiment:
-    """Check an experiment's contents and list its runs; `seeds`, `steps`, `tasks` come from the command line."""
+    """Check an experiment's contents and list its runs; what follows `source` comes from the command line."""
     check(raw, EXPERIMENT, source, ["seeds", "algorithms"])
     if "evaluation" in raw:
         check(raw["evaluation"], EVALUATION, f"{source}: evaluation", list(EVALUATION))
@@ -167,6 +168,12 @@ def expand(
     path, count = Counter(run.path for run in runs).most_common(1)[0] if runs else ("", 0)
     if count != 1:
         raise UserError(f"{source}: algorithms must name every run once, not {path or 'none'} {count} times")
+    names = {run.algorithm for run in runs}
+    for algorithm in algorithms or ():
+        if algorithm not in names:
+            raise UserError(f"--algorithms: {algorithm} is none of {name}'s; they are {', '.join(sorted(names))}")
+    if algorithms:
+        runs = [run for run in runs if run.algorithm in algorithms]
     return Experiment(name, raw, tuple(runs), source)
 
 

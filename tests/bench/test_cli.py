@@ -26,6 +26,7 @@ WRONG = [
     (["run", "quick", "--workers", "none"], "'none' must be a whole number"),
     (["run", "quick", "--tasks", "CartPole-v2"], "CartPole-v1"),
     (["run", "quick", "--tasks", "Acrobot-v1"], "Acrobot-v1 is none of quick's tasks"),
+    (["run", "quick", "--algorithms", "trpo"], "trpo is none of quick's; they are dqn, ppo"),
     (["run", "quick", "--engine", "ray"], "ray is not built yet"),
     (["run", "quick", "--engine", "lcal"], "unknown engine 'lcal' (did you mean local?)"),
     (["run", "quick", "--device", "tpu"], "invalid choice: 'tpu'"),

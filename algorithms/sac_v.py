@@ -30,7 +30,6 @@ from algorithms.common.off_policy import Critics
 from algorithms.common.on_policy import require_positive
 from algorithms.common.optimizers import Adam
 from algorithms.common.replay import Transitions
-from algorithms.ddpg import td_targets
 
 SUPPORTS = {"continuous"}
 
@@ -66,7 +65,7 @@ class Agent(sac.Agent):
         """y: [R, B]."""
         nothing = batch.actions[..., :0]
         next_values, _ = self.state_values.forward(self.state_values.target, batch.next_observations, nothing)
-        return td_targets(batch.rewards, batch.discounts, self._estimate(next_values))
+        return batch.rewards + batch.discounts * self._estimate(next_values)
 
     @torch.no_grad()
     def _update_targets(self, batch: Transitions, soft_values: Tensor) -> None:

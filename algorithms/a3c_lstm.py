@@ -10,8 +10,8 @@ With one worker it is recurrent A2C with one environment, as A3C is A2C.
 Axes: rollouts [T, K, 1, ...], batches [K, T, ...], memories [K, 1, 4H]; T = t_max steps, H cells, and K = R W workers
 of R runs.
 
-Departures from the paper: A3C's and those of `common.recurrent_policy`, but for this:
-- Policy and value share nothing, as in the paper's MuJoCo experiments; on Atari they share all but the heads.
+Departures from the paper: A3C's (policy and value share nothing here either), and
+- A perceptron with tanh in front of the LSTM, where the paper has convolutions, or one layer of 200 ReLU on MuJoCo.
 """
 
 from __future__ import annotations

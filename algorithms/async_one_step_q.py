@@ -22,7 +22,7 @@ Departures from the paper: those of `common.asynchronous`, and
 - Epsilon stays the same for a turn.
 - Low-dimensional observations and a multilayer perceptron, or `convolutions`.
 - A time limit is no end of the task: only terminations stop bootstrapping.
-- The periods that belong to 4M to 40M frames (four an env_step) are divided by 25 for classic control, as DQN's are.
+- Periods are in env_steps, of four frames each, and divided by 25 for classic control's 500,000, as DQN's are.
 """
 
 from __future__ import annotations

@@ -298,13 +298,8 @@ class AsynchronousAgent:
     with_target: ClassVar[bool] = False
 
     def __init__(self, cfg: Any, envs: Any, seeds: Sequence[int], device: str = "cpu"):
-        self.cfg, self.envs, self.seeds, self.device = (
-            cfg,
-            envs,
-            list(seeds),
-            "cpu",
-        )  # the paper's point, on any machine
-        self.num_runs = len(seeds)
+        self.cfg, self.envs, self.seeds, self.num_runs = cfg, envs, list(seeds), len(seeds)
+        self.device = "cpu"  # whatever else there is: that is the paper's point
         self.reproducible = cfg.schedule == "serial"
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps * (1 if self.reproducible else TURNS)  # env_steps
         self.streams = Streams(seeds)

@@ -48,7 +48,7 @@ class Crew:
     def ask_each(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
         """The same with arguments for each. Raises RuntimeError, with its message, when one of them fails."""
         for channel, own in zip(self.channels, arguments, strict=True):
-            with contextlib.suppress(BrokenPipeError):  # said below
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # said below
                 channel.send((method, own))
         return [self._answer(w) for w in range(len(self.channels))]
 

@@ -47,11 +47,15 @@ METRICS = {
     r"mean over seeds of the per-seed maximum evaluation": ("max_over_evaluations", "deterministic"),
     r"mean of the last deterministic evaluation \(10 episodes\)": ("last_evaluation_10_episodes", "deterministic"),
 }  # fmt: skip
-# tables with one row per seed -> columns and protocol
+# tables with one row per seed -> columns and protocol; of curves, a row per seed and step, `where` names the step
 PER_SEED: dict[str, dict[str, Any]] = {
     "ppo_ikostrikov_runs": {
-        "environment": "env", "value": "last100_mean_return", "steps": 1_000_000,
+        "environment": "{env}", "value": "last100_mean_return", "steps": 1_000_000,
         "statistic": "final_100_training_episodes", "evaluation": "training",
+    },
+    "td3_learning_curves": {
+        "environment": "{env}-v1", "value": "eval_return", "seed": "seed",
+        "statistic": "last_evaluation_10_episodes", "evaluation": "deterministic",
     },
 }  # fmt: skip
 KEYS = {
@@ -118,10 +122,16 @@ def theirs(entry: dict[str, Any], environment: str) -> tuple[Published, Protocol
     table = select(published_table(name), entry.get("where", {}))
     if name in PER_SEED:
         spec = PER_SEED[name]
-        values = table.loc[table[spec["environment"]] == environment, spec["value"]].astype(float)
+        rows = table[[spec["environment"].format(env=env) == environment for env in table["env"]]]
+        values = rows[spec["value"]].astype(float)
         if values.empty:
             return None
-        protocol = Protocol(spec["statistic"], spec["steps"], spec["evaluation"], environment, truncation)
+        if "seed" in spec and (rows["step"].nunique() > 1 or rows[spec["seed"]].duplicated().any()):
+            raise ResultsError(
+                f"[[published]] {name} has a row per step; `where` must name one: where = {{ step = 100_000 }}"
+            )
+        steps = spec.get("steps") or int(rows["step"].iloc[0])
+        protocol = Protocol(spec["statistic"], steps, spec["evaluation"], environment, truncation)
         return Published(float(values.mean()), n=len(values), grade="A", values=tuple(values)), protocol
     ids = table["env"] + table["version"].map(lambda version: "" if pd.isna(version) else f"-{version}")
     rows = table[(ids == environment) & table["score"].notna()]

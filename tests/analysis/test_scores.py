@@ -50,6 +50,21 @@ def test_td3s_maximum_is_of_the_mean_curve() -> None:
     assert scores.max_over_evaluations_of_mean_curve(curves) == 5.0  # not (10 + 4) / 2
 
 
+def test_the_metric_of_td3_gives_its_table_from_its_curves() -> None:
+    """Mean and spread (population) at the step of the largest mean, to the digits of Table 1; Reacher's curves are of
+    other runs than its entry (results/published)."""
+    curves = pd.read_csv(scores.PUBLISHED / "td3_learning_curves.csv")
+    table = pd.read_csv(scores.PUBLISHED / "mujoco_published.csv")
+    table = table[(table["algorithm"] == "TD3") & table["metric"].str.startswith("max-over-time")].set_index("env")
+    assert len(table) == 7
+    for env, rows in curves[curves["step"] > 0].groupby("env"):
+        wide = rows.pivot(index="seed", columns="step", values="eval_return").to_numpy()  # [n, C]
+        largest = scores.max_over_evaluations_of_mean_curve(wide)
+        spread = wide[:, np.argmax(wide.mean(0))].std()
+        printed = (round(largest, 2), round(spread, 2)) == (table.at[env, "score"], round(table.at[env, "std"], 2))
+        assert printed == (env != "Reacher"), (env, largest, spread)
+
+
 def test_training_curve_by_hand() -> None:
     episodes = run([float(i) for i in range(200)], length=1, steps=200)
     curve = scores.training_curve(episodes, points=4)  # at 50, 100, 150, 200 finished episodes

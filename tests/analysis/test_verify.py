@@ -85,6 +85,20 @@ def test_per_seed_table_is_grade_a() -> None:
     assert published.theirs({"table": "ppo_ikostrikov_runs"}, "Ant-v2") is None
 
 
+def test_curves_are_per_seed_data_at_one_step() -> None:
+    entry = {"table": "td3_learning_curves", "where": {"step": 100_000}}
+    found = published.theirs(entry, "HalfCheetah-v1")
+    assert found is not None
+    values, protocol = found
+    assert values.n == 10 and values.grade == "A" and protocol.steps == 100_000
+    assert (protocol.statistic, protocol.evaluation) == ("last_evaluation_10_episodes", "deterministic")
+    curves = pd.read_csv(scores.PUBLISHED / "td3_learning_curves.csv")
+    rows = curves[(curves["env"] == "HalfCheetah") & (curves["step"] == 100_000)]
+    assert values.values == tuple(rows["eval_return"])
+    with pytest.raises(ResultsError, match="must name one"):
+        published.theirs({"table": "td3_learning_curves"}, "HalfCheetah-v1")
+
+
 def test_table_of_means_is_grade_b_with_its_kind_of_spread() -> None:
     entry = {"table": "classic_published", "where": {"algorithm": "CleanRL PPO"}, "truncation": "terminal"}
     number, protocol = published.theirs(entry, "CartPole-v1") or (None, None)

@@ -97,7 +97,7 @@ class Agent(RecurrentAgent):
     @torch.no_grad()
     def _measure(self, sequences: Sequences, old: Any) -> dict[str, Tensor]:
         """What the update did to the policy, over the rollout; each [R]."""
-        new = self.policy.distribution(self._forward(sequences).outputs, self.policy.log_std())
+        new = self.policy.distribution(self._outputs(sequences), self.policy.log_std())
         return {"kl": old.kl(new).mean(1), "entropy": new.entropy().mean(1)}
 
 

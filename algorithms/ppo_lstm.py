@@ -149,7 +149,7 @@ class Agent(RecurrentAgent):
     @torch.no_grad()
     def _measure(self, sequences: Sequences, batch: Batch, old_log_std: Tensor | None) -> dict[str, np.ndarray]:
         """What the update did, over the whole rollout; each [R]."""
-        new: Any = self.policy.distribution(self._forward(sequences).outputs, self.policy.log_std())
+        new: Any = self.policy.distribution(self._outputs(sequences), self.policy.log_std())
         ratio = torch.exp(new.log_prob(batch.actions) - batch.old_log_probs)
         metrics = {
             "kl": self.policy.distribution(batch.old, old_log_std).kl(new).mean(1),

@@ -183,6 +183,13 @@ class RecurrentNetworks:
         return Pass(actor, critic, outputs, self.critic.forward(parameters, critic.unrolled.outputs))
 
     @torch.no_grad()
+    def _outputs(self, sequences: Sequences) -> Tensor:
+        """The policy's logits or means alone, [R, T*N, A]."""
+        actors = sequences.carry.chunk(2, -1)[0]
+        trunk = self.actor_trunk.forward(self.parameters, sequences.observations, actors, sequences.starts)
+        return self.policy.network.forward(self.parameters, trunk.unrolled.outputs)[-1]
+
+    @torch.no_grad()
     def _backward(self, forward: Pass, by_outputs: Tensor, by_log_std: Tensor | None, by_values: Tensor) -> None:
         """Write d loss / d weights into `parameters.grad`, given `Distribution.gradient`'s result and that by the
         values [R, T*N]."""

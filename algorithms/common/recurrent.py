@@ -68,10 +68,6 @@ class LSTM:
     def _weights(self, parameters: Parameters | Mapping[str, Tensor]) -> list[Tensor]:
         return [parameters[name] for name in self._names]
 
-    def blank(self, num_runs: int, num_envs: int) -> np.ndarray:
-        """The carry [R, N, 2H] of episodes that begin."""
-        return np.zeros((num_runs, num_envs, 2 * self.size), np.float32)
-
     @torch.no_grad()
     def forward(
         self, parameters: Parameters | Mapping[str, Tensor], inputs: Tensor, carry: Tensor, starts: Tensor

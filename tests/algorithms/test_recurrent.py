@@ -118,7 +118,7 @@ def test_a_reset_cuts_a_sequence_in_two() -> None:
     whole = lstm.forward(parameters, x, carry, starts)
     by_inputs = lstm.backward(parameters, whole, by_outputs)
     gradient = parameters.grad.clone()
-    blank = torch.from_numpy(lstm.blank(RUNS, ENVS))
+    blank = torch.zeros_like(carry)
     parts, sums = [(0, 3, carry), (3, STEPS, blank)], torch.zeros_like(gradient)
     for first, last, before in parts:
         none = torch.zeros(RUNS, last - first, ENVS, dtype=torch.bool)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis import decisions, decisions_policy, load, verify
+from analysis import decisions, decisions_off_policy, decisions_policy, load, verify
 from analysis.load import Results
 from analysis.rule import Verdict
 
@@ -97,4 +97,5 @@ DECIDE: dict[str, Callable[..., Claim]] = {
     "S8": by(decisions_policy.collapse),
     "S10": by(decisions_policy.ppo_over_trpo),
     "T4": by(decisions_policy.figure_3),
+    "S22": by(decisions_off_policy.deterministic_over_stochastic),
 }

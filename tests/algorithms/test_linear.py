@@ -191,9 +191,7 @@ def literal_copdac(run: Literal, num_steps: int) -> dict[str, np.ndarray]:
     return {name: x if name == "v" else x.reshape(features, num) for name, x in tables.items()}
 
 
-def literal_policy(
-    run: Literal, u: np.ndarray, x: np.ndarray, action: Any, slopes: bool = True
-) -> tuple[float, np.ndarray]:
+def literal_policy(run: Literal, u: np.ndarray, x: np.ndarray, action: Any) -> tuple[float, np.ndarray]:
     """log pi(a|s) and its gradient by u [F, P]: by autograd, times sigma^2 where that is asked for."""
     weights = torch.tensor(u, requires_grad=True)
     h = torch.tensor(x) @ weights

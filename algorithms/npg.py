@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from algorithms.common.config import PerRun, require
-from algorithms.common.natural import fisher_product, from_vectors, natural_step, to_vectors
+from algorithms.common.natural import assign, fisher_product, natural_step, to_vectors
 from algorithms.common.on_policy import OnPolicyAgent, explained_variance, require_positive, require_shares, standardize
 from algorithms.common.optimizers import Adam
 from algorithms.common.rollouts import Rollout, by_run, evaluate, shuffled
@@ -108,7 +108,7 @@ class Agent(OnPolicyAgent):
         batch = self._prepare(rollout)
         taken = self._take(batch, self._step(batch))
         metrics = taken | self._measure(batch)
-        self._fit_critic(batch)
+        metrics |= self._fit_critic(batch)
         self.iteration += 1
         self.timers["learn"] += time.perf_counter() - start
         return {name: value.double().cpu().numpy().copy() for name, value in metrics.items()}
@@ -145,11 +145,9 @@ class Agent(OnPolicyAgent):
         self._assign(to_vectors(self.of_policy.views) + step)
         return {}
 
-    @torch.no_grad()
     def _assign(self, vectors: Tensor) -> None:
         """Set the policy's weights from [R, D]."""
-        for name, values in from_vectors(vectors, self.of_policy.shapes).items():
-            self.of_policy[name].copy_(values)
+        assign(self.of_policy, vectors)
 
     def _compare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The present policy's surrogate gain, E[KL(pi_old || pi)] and entropy over the rollout, each [R]."""
@@ -168,8 +166,9 @@ class Agent(OnPolicyAgent):
             "explained_variance": explained_variance(batch.old_values, batch.returns),  # before the update
         }
 
-    def _fit_critic(self, batch: Batch) -> None:
-        """`num_epochs` passes of Adam over half the mean squared error to the returns, each in a run's own order."""
+    def _fit_critic(self, batch: Batch) -> dict[str, Tensor]:
+        """`num_epochs` passes of Adam over half the mean squared error to the returns, each in a run's own order.
+        Metrics of its own, each [R]."""
         cfg = self.cfg
         for _ in range(cfg.num_epochs):
             order = self.streams.permutation("minibatches", self.steps_per_iteration)
@@ -178,6 +177,7 @@ class Agent(OnPolicyAgent):
                 layers = self.critic.forward(self.parameters, observations)
                 self.critic.backward(self.parameters, layers, (layers[-1] - returns.unsqueeze(-1)) / cfg.batch_size)
                 self.optimizer.step(cfg.learning_rate)
+        return {}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from algorithms.common.layers import MLP, Parameters
 from algorithms.common.policies import Policy
 
 Product = Callable[[Tensor], Tensor]  # a symmetric matrix of each run times its vector, [R, D] -> [R, D]
@@ -27,6 +28,13 @@ def from_vectors(vectors: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict
     """Views [R, *shape] into vectors [R, D]."""
     parts = vectors.split([math.prod(shape) for shape in shapes.values()], 1)
     return {name: part.unflatten(1, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+@torch.no_grad()
+def assign(parameters: Parameters, vectors: Tensor) -> None:
+    """Set weights from vectors [R, D]."""
+    for name, values in from_vectors(vectors, parameters.shapes).items():
+        parameters[name].copy_(values)
 
 
 def dot(one: Tensor, other: Tensor) -> Tensor:
@@ -52,6 +60,23 @@ def fisher_product(policy: Policy, observations: Tensor, damping: Tensor) -> Pro
         outputs, log_std = distribution.fisher(by_outputs, direction.get("log_std"))
         policy.write_gradient(layers, outputs / observations.shape[1], log_std)
         return to_vectors({name: parameters.grads[name] for name in shapes}) + damping * vectors
+
+    return product
+
+
+def gauss_newton_product(network: MLP, parameters: Parameters, observations: Tensor, damping: Tensor) -> Product:
+    """v -> (H + damping I) v, H = E_s[J^T J] over observations [R, B, O], J the derivative of the network's outputs by
+    its weights, which are all of `parameters` (arXiv:1506.02438, section 5).
+
+    H is the Hessian of E_s[(V - V_old)^2] / 2 at V_old. `damping` [R, 1]. Holds until the network's next forward pass,
+    and writes over its gradients.
+    """
+    layers = network.forward(parameters, observations)
+
+    def product(vectors: Tensor) -> Tensor:
+        moved = network.tangent(parameters, layers, from_vectors(vectors, parameters.shapes))
+        network.backward(parameters, layers, moved / observations.shape[1])
+        return to_vectors(parameters.grads) + damping * vectors
 
     return product
 
@@ -87,6 +112,17 @@ def natural_step(product: Product, gradient: Tensor, delta: Tensor, iterations: 
     x = conjugate_gradient(product, gradient, iterations)
     curvature = dot(x, product(x))
     return torch.where(curvature > 0, torch.sqrt(2 * delta / curvature) * x, torch.zeros_like(x))
+
+
+def bounded_step(product: Product, gradient: Tensor, bound: Tensor, iterations: int) -> Tensor:
+    """The step s [R, D] along x = A^-1 g, A being `product`: x itself, or where it is too long as much of it as has
+    s^T A s = `bound` [R, 1]. That minimises s^T A s / 2 - g^T s within the bound, up to what conjugate gradient leaves.
+
+    Zero where the gradient is zero or not finite.
+    """
+    x = conjugate_gradient(product, gradient, iterations)
+    curvature = dot(x, product(x))
+    return torch.where(curvature > 0, torch.sqrt(bound / curvature).clamp(max=1) * x, torch.zeros_like(x))
 
 
 def backtrack(

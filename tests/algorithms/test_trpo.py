@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cases import make
-from test_ppo import CONTINUOUS, DISCRETE, Literal, Spaces, distribution
+from test_ppo import CONTINUOUS, DISCRETE, Literal, Spaces, distribution, forward
 from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.func import functional_call, jvp
@@ -540,3 +540,93 @@ def test_presets_of_both_differ_by_the_line_search() -> None:
         assert {name: value for name, value in vars(two).items() if name not in search} == vars(one)
     assert set(presets("npg")) == {"paper", "mjrl", "baselines"}
     assert algorithms.load("trpo").SUPPORTS == algorithms.load("npg").SUPPORTS
+
+
+# ---------------------------------------------------------------------------------------------- the constrained critic
+def explicit_gauss_newton(weights: dict[str, Tensor], observations: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
+    """One run's H = E[J^T J] over the observations [B, O] and E[J^T (R - V)], sample by sample from autograd."""
+    leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+    values = forward(leaves, "critic", observations).squeeze(-1)
+    rows = [flat(torch.autograd.grad(value, list(leaves.values()), retain_graph=True)) for value in values]
+    jacobian = torch.stack(rows)
+    return jacobian.T @ jacobian / len(jacobian), jacobian.T @ (returns - values.detach()) / len(jacobian)
+
+
+def test_critic_s_step_solves_the_constrained_problem(double: None) -> None:
+    """H v against the explicit Gauss-Newton matrix; the step is its solution where the bound allows, and else the
+    solution of the problem with the constraint active: the best of all steps of that length along H^-1 g."""
+    network = MLP("critic", (5, 4, 3, 1))
+    parameters = Parameters(RUNS, network.shapes())
+    parameters.flat.copy_(normal(len(parameters.flat)) * 0.7)
+    observations, returns, damping = normal(RUNS, 9, 5), normal(RUNS, 9, seed=2), torch.tensor([[1e-3], [0.1], [1.0]])
+    product = natural.gauss_newton_product(network, parameters, observations, damping)
+    size = natural.to_vectors(parameters.views).shape[1]
+    vectors = normal(RUNS, size, seed=3)
+    ours, gradients, matrices = product(vectors), [], []
+    for run in range(RUNS):
+        weights = {name: view[run].detach() for name, view in parameters.views.items()}
+        matrix, gradient = explicit_gauss_newton(weights, observations[run], returns[run])
+        matrices.append(matrix + damping[run] * torch.eye(size))
+        gradients.append(gradient)
+        assert torch.allclose(ours[run], matrices[run] @ vectors[run], rtol=1e-10, atol=1e-12)
+    bound = torch.tensor([[1e-4], [math.inf], [1e-6]])
+    steps = natural.bounded_step(product, torch.stack(gradients), bound, 3 * size)
+    for run in range(RUNS):
+        full = torch.linalg.solve(matrices[run], gradients[run])
+        length = (full @ matrices[run] @ full).item()
+        assert length > 2e-4
+        share = min(1.0, math.sqrt(bound[run].item() / length))
+        assert torch.allclose(steps[run], share * full, rtol=1e-4, atol=1e-4 * share)
+        # The multiplier of s^T A s / 2 <= bound / 2 that makes the gradient of the Lagrangian vanish.
+        multiplier = 1 / share - 1
+        assert torch.allclose((1 + multiplier) * matrices[run] @ steps[run], gradients[run], rtol=1e-4, atol=1e-5)
+
+
+def test_the_critic_s_constraint_holds_in_every_run() -> None:
+    """E[(V - V_old)^2] / (2 sigma^2) <= epsilon by plain torch, the error has fallen, the policy is that of TRPO with
+    the other critic; a run whose advantages are no numbers keeps its critic and harms no other."""
+    epsilons = (1e-4, 0.01, 0.1, math.inf)
+    sizes = SIZES | {"critic": "constrained", "cg_damping": 1e-3, "line_search_steps": 20}
+    runs = [sizes | {"value_delta": epsilon} for epsilon in epsilons]
+    agent = make("trpo", "Pendulum-v1", runs, [0, 1, 2, 3])
+    other = make("trpo", "Pendulum-v1", [run | {"critic": "regression"} for run in runs], [0, 1, 2, 3])
+    moved = []
+    for iteration in range(2):
+        before = [agent.parameters_of(run) for run in range(4)]
+        seen: list[npg.Batch] = []
+        prepare = type(agent)._prepare
+        agent._prepare = lambda rollout, seen=seen, prepare=prepare: seen.append(prepare(agent, rollout)) or seen[-1]
+        metrics = agent.iterate()
+        if iteration == 0:
+            other.iterate()
+            for run in range(4):
+                one, two = agent.parameters_of(run), other.parameters_of(run)
+                assert all(np.array_equal(one[name], two[name]) for name in agent.policy.shapes())
+                assert not np.array_equal(one["critic.weight0"], two["critic.weight0"])
+        for run, epsilon in enumerate(epsilons):
+            observations, returns = seen[0].observations[run], seen[0].returns[run]
+            with torch.no_grad():
+                old, new = (
+                    Literal(w).critic(observations).squeeze(-1) for w in (before[run], agent.parameters_of(run))
+                )
+            variance = (old - returns).square().mean()
+            kl = ((new - old).square().mean() / (2 * variance)).item()
+            assert kl == pytest.approx(metrics["value_kl"][run], rel=1e-3)
+            assert metrics["value_step_accepted"][run] and 0 < kl <= epsilon * (1 + 1e-4)
+            assert (new - returns).square().mean() < variance
+            moved.append(kl / epsilon)
+    assert max(moved) > 0.5  # nearly as far as it may
+
+    before = [agent.parameters_of(run) for run in range(4)]
+    batch = seen[0]
+    broken = batch._replace(returns=batch.returns.clone())
+    broken.returns[1, 3] = math.nan
+    state = agent.parameters.state()
+    agent._fit_critic(batch)
+    healthy = [agent.parameters_of(run) for run in range(4)]
+    agent.parameters.load_state(state)
+    accepted = agent._fit_critic(broken)["value_step_accepted"]
+    for run in range(4):
+        expected = before if run == 1 else healthy
+        assert np.array_equal(agent.parameters_of(run)["critic.weight1"], expected[run]["critic.weight1"])
+    assert not accepted[1] and accepted.any()

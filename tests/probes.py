@@ -99,6 +99,15 @@ class Probe(VectorEnv):
         out.terminations[:] = self.clock >= self.length
         out.next_observations[:] = self._show(self._see(self.clock, self.sign))[..., None]
 
+    def _save(self) -> dict[str, Any]:
+        generators = [rng.bit_generator.state for rng in self.generators]
+        return {"clock": self.clock.copy(), "sign": self.sign.copy(), "generators": generators}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.clock[:], self.sign[:] = state["clock"], state["sign"]
+        for rng, one in zip(self.generators, state["generators"], strict=True):
+            rng.bit_generator.state = one
+
 
 class ConstantValue(Probe):
     """Reward 1, one step: V = 1."""

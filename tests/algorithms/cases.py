@@ -27,7 +27,7 @@ SMALL = {
     "num_atoms": 11, "num_quantiles": 5, "num_target_quantiles": 6, "num_acting_quantiles": 4, "num_cosines": 8,
     "num_episodes": 1, "num_value_steps": 3, "line_search_steps": 4, "num_members": 4,
     "num_directions": 2, "num_top": 1,
-    "num_tilings": 4, "num_tiles": 5, "memory": 256,
+    "num_tilings": 4, "num_tiles": 5, "memory": 256, "branch_period": 12, "num_branches": 3, "branch_steps": 5,
     "random_steps": 20, "num_critics": 2, "critic_hidden_sizes": (32, 32), "lstm_size": 16,
 }  # fmt: skip
 SMALL_OF = {"ppo_lstm": {"batch_size": 48}}  # one environment's steps
@@ -64,6 +64,7 @@ PROBE_OF = {
     "async_one_step_q": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0},
     "async_one_step_sarsa": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0, "epsilon_ends": (0.1, 0.01, 0.1)},
     "async_nstep_q": {"num_envs": 4, "num_steps": 4, "anneal_steps": 6000.0},
+    "trpo_vine": {"num_steps": 4, "branch_period": 1, "branch_steps": 1, "delta": 0.05},
 }  # fmt: skip
 
 # Values that the runs of a mixed group take in turn.
@@ -83,6 +84,7 @@ PER_RUN: dict[str, Sequence[float]] = {
     "policy_period": (2.0, 1.0, 3.0), "automatic": (1.0, 0.0), "scaled": (1.0, 0.0, 1.0),
 }  # fmt: skip
 EVOLUTION = {"ars", "cem", "es"}  # draw weights, not actions, and know no values
+VALUELESS = EVOLUTION | {"trpo_vine"}
 PLANNERS = {"policy_iteration", "value_iteration"}  # know the model, and draw nothing
 LINEAR = {"actor_critic", "copdac_q", "offpac"}  # start from weights of 0, and draw actions only
 FRACTIONS = (1.0, 0.5, 0.9, 0.99)  # of the default, for the other fields

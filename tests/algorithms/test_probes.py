@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import EVOLUTION, PROBE, PROBE_OF, settings
+from cases import PROBE, PROBE_OF, VALUELESS, settings
 from probes import PROBES, Probe
 
 import algorithms
@@ -23,7 +23,7 @@ CASES = [
     for kind in sorted(algorithms.load(algorithm).SUPPORTS)
     for probe in PROBES
     if algorithm not in PREDICTION or probe(1, 1, True).actions() is None
-    if algorithm not in EVOLUTION or probe(1, 1, True).actions() is not None
+    if algorithm not in VALUELESS or probe(1, 1, True).actions() is not None
 ]
 
 
@@ -55,7 +55,7 @@ def wrong(algorithm: str, agent: Any, envs: Probe) -> str:
     questions = np.repeat(envs.questions()[None], len(SEEDS), 0)
     worth, best = envs.values(GAMMA), envs.actions()
     said = ""
-    if worth is not None and algorithm not in EVOLUTION:
+    if worth is not None and algorithm not in VALUELESS:
         found = values(agent, torch.from_numpy(questions))
         if not np.abs(found - worth).max() < 0.15:
             said += f"values are {found.tolist()}, should be {worth}; "

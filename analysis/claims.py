@@ -92,6 +92,7 @@ DECIDE: dict[str, Callable[..., Claim]] = {
     "S3": by(decisions.overestimation),
     "S4": by(decisions.rainbow),
     "S5": by(decisions.single_parts),
+    "S21": by(decisions.cartpole),
     "S6": by(decisions_policy.variance),
     "S7": by(decisions_policy.entropy),
     "S8": by(decisions_policy.collapse),

@@ -262,6 +262,25 @@ def overestimation(results: Results) -> Decision:
     return decide(found, "twin critics are not part of this experiment")
 
 
+SOLVED = 475.0  # CartPole-v1's reward_threshold in Gymnasium, over 100 episodes
+
+
+def cartpole(results: Results) -> Decision:
+    """S21: the share of seeds whose mean return of the last 100 training episodes reaches 475 (at a point of the curve)
+    is above 0.8, for Double DQN and for the vanilla policy gradient.
+    """
+    names = ("double_dqn", "vpg")
+    if missing := lacking(results, *names):
+        return missing
+    curves = results.curves[results.curves["phase"] == "train"]
+    best = curves.groupby(["algorithm", "seed"])["value"].max()
+    ends = ", ".join(f"{name} {by_seed(results, name, 'score', results.tasks[0]).mean():.0f}" for name in names)
+    return decide(
+        [share_above(f"share of {name}'s seeds that reach {SOLVED:g}", best[name] >= SOLVED, 2, 0.8) for name in names],
+        f"mean return of the last 100 episodes at the end: {ends}",
+    )
+
+
 PARTS = ("double", "dueling", "prioritized", "nstep", "noisy", "distributional")
 
 

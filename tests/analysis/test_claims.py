@@ -245,3 +245,22 @@ def test_parts_without_a_variant_are_open(tmp_path: Path) -> None:
     found = {one.id: one for one in claims.evaluate(load.load(folder))}
     assert found["S4"].status == "open" and "no-dueling" in found["S4"].evidence
     assert found["S5"].status == "inconclusive"
+
+
+# ---- S21 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("solve", "status"),
+    [((20, 20), "holds"), ((20, 19), "inconclusive"), ((20, 8), "fails"), ((0, 20), "fails")],
+)
+def test_cartpole(tmp_path: Path, solve: tuple[int, int], status: str) -> None:
+    """Whoever solves it reaches 500 and then forgets; the others reach 460."""
+    folder = write_experiment(tmp_path, "cartpole", score={"statistic": "final_100_training_episodes"})
+    for algorithm, count in zip(("double_dqn", "vpg"), solve, strict=True):
+        for seed in range(20):
+            best = 500.0 if seed < count else 460.0
+            returns = np.repeat([20.0, best, 100.0], 200)
+            one_run(folder, "CartPole-v1", algorithm, "default", seed, steps=6000, returns=returns)
+    (claim,) = decided(folder).values()
+    assert claim.id == "S21" and claim.status == status, claim.evidence

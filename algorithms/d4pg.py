@@ -4,9 +4,9 @@ DDPG with four changes (its algorithm 1), each of which can be switched off. The
 return, probabilities p_i(s, a) (a softmax) on fixed atoms z_i as in c51.py (`distributional`); transitions span N steps
 (`n_steps`), are drawn by priority (`prioritized`) and come from K actors (`num_envs`):
 
-    m = projection of  r_1 + gamma r_2 + ... + gamma^(N-1) r_N + gamma^N Z'(s_N, mu'(s_N))  onto the atoms  (section 3)
+    m = projection of  r_1 + gamma r_2 + ... + gamma^(N-1) r_N + gamma^N Z'(s_N, mu'(s_N))  onto the atoms
     descend  mean_b w_b KL(m || p(s, a)),    w_b = (R P(b))^-1 over the largest of the batch
-    ascend  mean_b E Z(s, mu(s)),  through  d E Z / d logit_i = p_i (z_i - E Z)                             (equation 4)
+    ascend  mean_b E Z(s, mu(s)),  through  d E Z / d logit_i = p_i (z_i - E Z)
 
 Q' and mu' are overwritten every `target_period`. The priority of a transition is its divergence. With a scalar critic,
 one step, uniform replay and targets that follow after every update the file is DDPG, bit for bit.

@@ -15,8 +15,8 @@ emptied.
 Axes: rollouts [T, R, N, ...], batches [R, T*N, ...], memories [R, N, 4H]; R runs, N environments, T steps, H cells.
 
 Departures from the sources: PPO's, but for these.
-- Policy and value share nothing, as baselines has it on MuJoCo; on Atari both codes share all but the heads. The
-  encoder is a perceptron with tanh, not convolutions.
+- Policy and value share nothing, as baselines has it on MuJoCo, without a memory; on Atari both codes share all but
+  the heads. The encoder is a perceptron with tanh, not convolutions.
 - After an update the memory goes on as the old weights left it, as in both codes; nothing is computed anew.
 """
 

@@ -6,7 +6,7 @@ of a sample (section 4, its algorithm 1):
 
     V'(s) = sum_a pi(a|s) ( min_i Q'_i(s, a) - alpha log pi(a|s) ),  y = r + gamma V'(s')       (equation 10)
     descend  mean_b (Q_i(s, a) - y)^2 / 2
-    descend  mean_b sum_a pi(a|s) ( alpha log pi(a|s) - min_i Q_i(s, a) )                       (equation 12)
+    descend  mean_b sum_a pi(a|s) ( alpha log pi(a|s) - min_i Q_i(s, a) )
     descend  mean_b sum_a pi(a|s) ( -alpha (log pi(a|s) + H0) ) in alpha                        (equation 11)
 
 with H0 near the entropy of the uniform policy, 0.98 log A. Nothing is sampled but the transitions and what is done.
@@ -65,7 +65,7 @@ def soft_values(q_values: Tensor, log_probs: Tensor, alpha: Tensor) -> Tensor:
 
 
 def policy_slopes(q_values: Tensor, log_probs: Tensor, alpha: Tensor) -> Tensor:
-    """The derivative of -V(s), which is equation 12, with respect to the logits of pi, Q held fixed: [R, B, A].
+    """The derivative of -V(s), which pi descends, with respect to the logits of pi, Q held fixed: [R, B, A].
 
     It is pi(a|s) (V(s) - Q(s, a) + alpha log pi(a|s)).
     """
@@ -139,7 +139,7 @@ class Agent(sac.Agent):
 
     @torch.no_grad()
     def _improve(self, batch: Transitions, alpha: Tensor) -> Tensor:
-        """One step of pi down equation 12; returns its entropy [R, B] before that."""
+        """One step of pi down -V(s); returns its entropy [R, B] before that."""
         q_values = self._q_values(self.critics.parameters, batch.observations)[0].amin(1)
         layers = self.actor.forward(self.parameters, batch.observations)
         policy = Categorical(layers[-1])

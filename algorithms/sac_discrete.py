@@ -15,7 +15,8 @@ Axes: those of SAC, critics' outputs [R, C, B, A], A the number of actions.
 
 Departures: those of SAC; and
 - Low-dimensional observations and a multilayer perceptron in place of the paper's convolutions.
-- Biases and weights start uniform in 1/sqrt(in), as in the other files (paper: He's initializer).
+- Biases and weights start uniform in 1/sqrt(in), as in the other files; the code named below has He's for its
+  convolutions.
 """
 
 from __future__ import annotations

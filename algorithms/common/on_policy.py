@@ -19,7 +19,7 @@ from algorithms.common.returns import gae
 from algorithms.common.rollouts import Collector, Rollout, by_run, by_time, evaluate
 from algorithms.common.streams import Streams
 
-STEP_SIZES = 1e-8, 1.0  # bounds of one that adapts; openai/baselines@ea25b9e acktr_cont.py, which has the same rule
+STEP_SIZES = 1e-8, 1.0  # bounds of one that adapts; openai/baselines@bb40378 acktr_cont.py, which has the same rule
 # Hidden layers, the policy's head, the critic's head, and biases where they are not 0.
 INITIALIZATIONS: dict[str, tuple[Initializer, Initializer, Initializer, Initializer | None]] = {
     "normc": (normalized_columns(1.0), normalized_columns(0.01), normalized_columns(1.0), None),

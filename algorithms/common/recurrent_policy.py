@@ -3,11 +3,11 @@
     observation -> encoder (perceptron, tanh) -> LSTM -> linear head: logits, or the mean beside its log_std
     observation -> encoder (perceptron, tanh) -> LSTM -> linear head: V
 
-They share nothing, like those without memory here, as in the MuJoCo experiments of arXiv:1602.01783 (section 9), in
-those of openai/baselines@ea25b9e with recurrent PPO (ppo2/README.md, `value_network=copy`) and by the default of
-stable-baselines3-contrib's recurrent PPO. On Atari, where rewards are clipped, the trunk is shared (section 5.1 of the
-paper; vwxyzjn/cleanrl@004f8a0 ppo_atari_lstm.py); with the returns of CartPole, which reach 100, the values' errors
-leave the policy no say in a shared one.
+They share nothing, like those without memory here, as in the MuJoCo experiments of arXiv:1602.01783 (section 9) and by
+the default of stable-baselines3-contrib's recurrent PPO; openai/baselines@ea25b9e has it so on MuJoCo, but without a
+memory (ppo2/defaults.py, `value_network='copy'`). On Atari, where rewards are clipped, the trunk is shared (section 4
+of the paper; vwxyzjn/cleanrl@004f8a0 ppo_atari_lstm.py); with the returns of CartPole, which reach 100, the values'
+errors leave the policy no say in a shared one.
 
 The memory is empty where an episode begins. Learning goes over a rollout as it was: T steps in time from the carry that
 the rollout began with, resets where they were; gradients end at its first step. That carry is what acting left behind,

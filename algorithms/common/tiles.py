@@ -35,7 +35,7 @@ class TileCoder:
         self._least = np.where(bounded, 0.0, -FARTHEST)
         self._most = np.where(bounded, float(num_tiles), FARTHEST)
         tilings, place = np.arange(num_tilings)[:, None], np.arange(len(low))
-        # Displacements (1, 3, 5, ...) / K of a tile, as Miller and Glanz recommend (Sutton & Barto 2018, page 218).
+        # Displacements (1, 3, 5, ...) / K of a tile, as Miller and Glanz recommend (Sutton & Barto, section 9.5.4).
         self._offsets = (tilings * (2 * place + 1) % num_tilings) / num_tilings  # [K, O]
         cells = (num_tiles + 1) ** len(low)  # of one grid
         self.hashed = not bounded.all() or num_tilings * cells > memory

@@ -54,7 +54,7 @@ SUPPORTS = {"continuous", "discrete"}
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The step sizes are those of rlpark/rlpark@4013f42 ActorCriticPendulum.java (as there, over the number of active
-    features), whose lambda is 0.75 for the critic and 0 for the actor."""
+    features), whose lambda is 0.75 for the critic and 0 for the actor; there mu's gradient alone is `scaled`."""
 
     learning_rate: PerRun = 0.1  # alpha_v
     actor_learning_rate: PerRun = 0.001  # alpha_u

@@ -21,6 +21,7 @@ Fisher matrix 2 I.
 Axes: rollouts [T, R, N, ...], batches [R, B, ...]; R runs, N environments, T steps, B = T N samples.
 
 Departures from the paper:
+- On images too the networks share nothing; there the critic is a head on the policy's layers.
 - Factors are of every `fisher_subsample`th sample, as K-FAC's paper has it (section 8): with all of them this would
   double the arithmetic of these small networks, where the paper's convolutions dominate.
 - The inverses are taken in the same process, every `inverse_period` updates; there by other threads meanwhile.
@@ -89,6 +90,7 @@ class Config:
     normalize_advantages: PerRun = 1.0  # 1: to mean 0 and standard deviation 1 over the rollout (POLICY)
     num_envs: int = 1
     num_steps: int = 2500  # T (RUN)
+    convolutions: Literal["none", "minatar", "nature"] = "none"  # for images, before the hidden layers; then all ReLU
     hidden_sizes: tuple[int, ...] = (64, 64)
     time_limit_bootstrap: PerRun = 1.0  # 0: a truncation counts as a termination
 

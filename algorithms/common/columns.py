@@ -27,6 +27,16 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], ...]] = {  # filters, kernel
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),  # Nature 518:529, Methods
 }
 
+
+def require_image(convolutions: str, observation_shape: Sequence[int], shape: Sequence[int], kernel: int) -> None:
+    """Refuse tasks on whose observations, of which `shape` is what the layers before leave, a kernel does not fit."""
+    if len(shape) != 3 or min(shape[:2]) < kernel:
+        raise ValueError(
+            f"convolutions is {convolutions!r}, but this task's observations are {tuple(observation_shape)}; it"
+            " is for images [height, width, channels] no smaller than its kernels: set convolutions to 'none'"
+        )
+
+
 Noise = Mapping[str, tuple[np.ndarray, np.ndarray]]  # by a layer's name: its eps_in [R, in, 1] and eps_out [R, 1, out]
 
 
@@ -307,11 +317,7 @@ class QNetwork:
         layers: list[Linear] = []
         shape = tuple(observation_shape)
         for filters, kernel, stride in CONVOLUTIONS[convolutions]:
-            if len(shape) != 3 or min(shape[:2]) < kernel:
-                raise ValueError(
-                    f"convolutions is {convolutions!r}, but this task's observations are {tuple(observation_shape)}; it"
-                    " is for images [height, width, channels] no smaller than its kernels: set convolutions to 'none'"
-                )
+            require_image(convolutions, observation_shape, shape, kernel)
             convolution = Convolution(
                 "q", len(layers), (shape[0], shape[1], shape[2]), filters, kernel, stride, not layers
             )

@@ -1,4 +1,4 @@
-"""Kronecker-factored approximate curvature, K-FAC: Martens and Grosse 2015, arXiv:1503.05671; perceptrons of R runs.
+"""Kronecker-factored approximate curvature, K-FAC: Martens and Grosse 2015, arXiv:1503.05671; networks of R runs.
 
 With a = (activations, 1), a layer's sums are s = W^T a, the bias being W's last row, and the score of one sample is
 d log p / dW = a g^T, where g = d log p / ds for an output drawn from the model itself. The layer's block of the Fisher
@@ -7,7 +7,13 @@ matrix is then E[a a^T (x) g g^T]; K-FAC takes for it
     F = A (x) S,   A = E[a a^T],   S = E[g g^T],   so that   F^-1 G = A^-1 G S^-1   for a gradient G [in + 1, out]
 
 (equation 1 and section 3), which is exact where a a^T and g g^T are independent, and 0 for the blocks between layers
-(section 4.2). A and S are running averages (section 5) and damped each by itself, "factored Tikhonov" (section 6.3):
+(section 4.2). A convolution is such a layer at each of its positions t: a_t = (the patch of its input there, 1), and
+the score of one sample is sum_t a_t g_t^T. Where a and g are independent, and g_t and g_t' uncorrelated with one
+covariance at all positions, its block is again A (x) S (Grosse and Martens 2016, arXiv:1602.01407, theorem 1),
+
+    A = E[sum_t a_t a_t^T],   S = E[mean_t g_t g_t^T].
+
+A and S are running averages (section 5) and damped each by itself, "factored Tikhonov" (section 6.3):
 
     (A + pi sqrt(lambda) I) (x) (S + sqrt(lambda) / pi I),   pi^2 = (tr A / (in + 1)) / (tr S / out).
 
@@ -17,7 +23,6 @@ the length of arXiv:1708.05144, section 3.2.
 Departures from the papers:
 - No rescaling by the exact Fisher matrix, no adaptive damping and momentum (sections 6.4 to 7): a trust region of fixed
   radius, constant damping and momentum, as in ACKTR.
-- Perceptrons only: nothing here has a convolution yet (its factors are in arXiv:1602.01407).
 """
 
 from __future__ import annotations
@@ -40,10 +45,10 @@ def with_one(x: Tensor) -> Tensor:
     return functional.pad(x, (0, 1), value=1.0)
 
 
-def average_in(average: Tensor, x: Tensor, keep: float) -> Tensor:
-    """`keep` times the average [R, n, n] plus 1 - `keep` times E_b[x x^T] of x [R, B, n], in the average's place. A
-    single column as a sum, see `layers`; at a `keep` of 0 it does not matter what was there."""
-    share = (1 - keep) / x.shape[1]
+def average_in(average: Tensor, x: Tensor, keep: float, times: int = 1) -> Tensor:
+    """`keep` times the average [R, n, n] plus 1 - `keep` times `times` E_b[x x^T] of x [R, B, n], in the average's
+    place. A single column as a sum, see `layers`; at a `keep` of 0 it does not matter what was there."""
+    share = (1 - keep) * times / x.shape[1]
     if x.shape[2] == 1:
         return average.mul_(keep).add_(x.square().sum(1, keepdim=True).mul_(share))
     return average.baddbmm_(x.transpose(1, 2), x, beta=keep, alpha=share)
@@ -81,7 +86,7 @@ def solve(inverses: Pair, gradient: Tensor) -> Tensor:
 
 
 class KFAC:
-    """The optimizer of one perceptron of R runs; `parameters` are its weights, perhaps with others after them.
+    """The optimizer of one network of R runs; `parameters` are its weights, perhaps with others after them.
 
     `diagonal` names those others: their block of the Fisher matrix is known to be this multiple of the identity. Where
     `learning_rate` and `delta` let a step be, it is the natural gradient's; momentum averages the steps.
@@ -122,8 +127,9 @@ class KFAC:
         self.updates += 1
         keep = min(1 - 1 / self.updates, self.stats_decay)
         slopes = self.network.deltas(self.parameters, layers, by_outputs)
-        for averages, inputs, by_sums in zip(self.factors, layers, slopes, strict=False):
-            average_in(averages[0], with_one(inputs), keep)
+        operands, positions = self.network.operands(layers), self.network.positions
+        for averages, inputs, by_sums, count in zip(self.factors, operands, slopes, positions, strict=True):
+            average_in(averages[0], with_one(inputs), keep, count)
             average_in(averages[1], by_sums, keep)
 
     @torch.no_grad()

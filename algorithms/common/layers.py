@@ -163,16 +163,25 @@ class MLP:
     `activation` is `tanh` or `relu`, on the hidden layers; the last layer is linear.
     """
 
-    def __init__(self, name: str, sizes: Sequence[int], activation: str = "tanh", scratch: Scratch | None = None):
+    def __init__(
+        self,
+        name: str,
+        sizes: Sequence[int],
+        activation: str = "tanh",
+        scratch: Scratch | None = None,
+        front: Sequence[tuple[int, int]] = (),  # rows and columns of the weights before these layers; see `images`
+    ):
         self.name, self.sizes, self.activation = name, tuple(sizes), activation
         self.scratch = scratch or Scratch()
-        layers = range(len(self.sizes) - 1)
+        self.matrices = [*front, *itertools.pairwise(self.sizes)]
+        self.positions = [1] * len(self.matrices)  # at which every layer stands in one sample
+        layers = range(len(self.matrices))
         self._names = [f"{name}.{kind}{layer}" for layer in layers for kind in ("weight", "bias")]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes to allocate, per run."""
         result: dict[str, tuple[int, ...]] = {}
-        for layer, (inputs, outputs) in enumerate(itertools.pairwise(self.sizes)):
+        for layer, (inputs, outputs) in enumerate(self.matrices):
             result[f"{self.name}.weight{layer}"] = (inputs, outputs)
             result[f"{self.name}.bias{layer}"] = (1, outputs)
         return result
@@ -186,10 +195,10 @@ class MLP:
         bias: Initializer | None = None,
     ) -> None:
         """Draw the weights, one generator per run; biases are zero unless an initializer is given."""
-        layers = len(self.sizes) - 1
+        layers = len(self.matrices)
         draws: dict[str, list[np.ndarray]] = {}
         for rng in rngs:
-            for layer, (inputs, outputs) in enumerate(itertools.pairwise(self.sizes)):
+            for layer, (inputs, outputs) in enumerate(self.matrices):
                 draw = last if layer == layers - 1 else hidden
                 draws.setdefault(f"weight{layer}", []).append(draw(rng, inputs, outputs))
                 if bias is not None:
@@ -236,6 +245,10 @@ class MLP:
         for k in range(len(weights) - 1, 0, -1):
             result.insert(0, linear_to_inputs(result[0], weights[k], layers[k], self.activation))
         return result
+
+    def operands(self, layers: list[Tensor]) -> list[Tensor]:
+        """What every layer's weight is multiplied with, [R, B, in]; `layers` from `forward`."""
+        return layers[:-1]
 
     @torch.no_grad()
     def tangent(self, parameters: Parameters, layers: list[Tensor], direction: Mapping[str, Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from algorithms.common.config import per_run_tensors, require
+from algorithms.common.images import ImageNetwork
 from algorithms.common.layers import MLP, Initializer, Parameters, fan_in_uniform, normalized_columns, orthogonal
 from algorithms.common.memory import Remembering
 from algorithms.common.normalization import ObservationNormalizer, RewardScaler
@@ -73,8 +74,8 @@ def adapt_step(step_size: np.ndarray, kl: np.ndarray, kl_target: np.ndarray) -> 
 class OnPolicyAgent(Remembering):
     """Networks, streams and the collector of R runs; an algorithm adds its optimizers and `iterate`.
 
-    `cfg` has hidden_sizes, initialization, normalize_observations and clip_actions, and scale_rewards where the
-    algorithm knows that switch.
+    `cfg` has hidden_sizes, initialization, normalize_observations and clip_actions, and scale_rewards and
+    convolutions where the algorithm knows them.
     `memory` names what has to be saved: parts that have a `state()`, arrays and numbers. The policy's weights and the
     critic's, if there is one, lie in `parameters`; `of_policy` and `of_critic` are these parts of it.
     """
@@ -104,9 +105,13 @@ class OnPolicyAgent(Remembering):
     def _make_networks(self, with_critic: bool) -> None:
         """The policy and the critic, and their first weights."""
         cfg, envs = self.cfg, self.envs
-        self.policy = Policy(envs, cfg.hidden_sizes)
-        sizes = (envs.observation_shape[0], *cfg.hidden_sizes, 1)
-        critic = MLP("critic", sizes, scratch=self.policy.network.scratch)
+        convolutions, sizes = getattr(cfg, "convolutions", "none"), (*cfg.hidden_sizes, 1)
+        self.policy = Policy(envs, cfg.hidden_sizes, convolutions=convolutions)
+        critic = (
+            MLP("critic", (envs.observation_shape[0], *sizes), scratch=self.policy.network.scratch)
+            if convolutions == "none"
+            else ImageNetwork("critic", envs.observation_shape, convolutions, sizes)
+        )
         shapes = self.policy.shapes() | (critic.shapes() if with_critic else {})
         self.parameters = Parameters(self.num_runs, shapes, self.device)
         self.of_policy = self.parameters.part(self.policy.shapes())

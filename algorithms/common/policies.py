@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from algorithms.common.distributions import Categorical, Distribution, Gaussian
+from algorithms.common.images import ImageNetwork
 from algorithms.common.layers import MLP, Initializer, Parameters
 from algorithms.common.streams import Streams
 
@@ -16,14 +17,25 @@ from algorithms.common.streams import Streams
 class Policy:
     """A perceptron `actor` for the logits, or for the mean beside a `log_std` of its own that starts at 0.
 
-    What it sees is the observation, or `num_inputs` features of it.
+    What it sees is the observation, or `num_inputs` features of it. On images there are `convolutions` in front.
     """
 
-    def __init__(self, envs: Any, hidden_sizes: Sequence[int], activation: str = "tanh", num_inputs: int | None = None):
+    def __init__(
+        self,
+        envs: Any,
+        hidden_sizes: Sequence[int],
+        activation: str = "tanh",
+        num_inputs: int | None = None,
+        convolutions: str = "none",
+    ):
         self.discrete = envs.num_actions is not None
         self.num_outputs = envs.num_actions if self.discrete else envs.action_shape[0]
-        inputs = envs.observation_shape[0] if num_inputs is None else num_inputs
-        self.network = MLP("actor", (inputs, *hidden_sizes, self.num_outputs), activation)
+        sizes = (*hidden_sizes, self.num_outputs)
+        if convolutions == "none":
+            inputs = envs.observation_shape[0] if num_inputs is None else num_inputs
+            self.network = MLP("actor", (inputs, *sizes), activation)
+        else:
+            self.network = ImageNetwork("actor", envs.observation_shape, convolutions, sizes)
         self.parameters: Parameters
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

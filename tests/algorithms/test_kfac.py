@@ -356,5 +356,5 @@ def test_impossible_settings_are_refused(values: dict[str, Any], named: str) -> 
 
 
 def test_presets() -> None:
-    assert set(presets("acktr")) == {"baselines", "baselines-batch", "mujoco"}
+    assert set(presets("acktr")) == {"baselines", "baselines-batch", "minatar", "mujoco"}
     assert load_config("acktr", "baselines").num_value_steps == load_config("acktr", "mujoco").num_value_steps == 25

@@ -46,7 +46,7 @@ SUPPORTS = {"discrete", "continuous"}
 
 @dataclasses.dataclass(frozen=True)
 class Config(npg.Config):
-    """NPG's, and the line search."""
+    """NPG's, and the line search; learning_rate, num_epochs and batch_size are of the critic's regression alone."""
 
     kl_slack: PerRun = 1.0  # a step is refused where its KL exceeds this times delta (npg.TRPO_MPI: 1.5)
     shrink: PerRun = 0.5  # from one step that is tried to the next (npg.TRPO_MPI)

@@ -25,7 +25,8 @@ PATIENCE = 5.0  # seconds for a process that is told to end
 
 
 class Crew:
-    """`make(w)`, built in process w of `size`. Whatever `make` holds must be picklable."""
+    """`make(w)`, built in process w of `size`, all of them before the first is asked. Whatever `make` holds must be
+    picklable."""
 
     def __init__(self, make: Callable[[int], Any], size: int):
         context = multiprocessing.get_context("forkserver")
@@ -40,6 +41,8 @@ class Crew:
             theirs.close()  # so that its end is the end of the channel
             self.channels.append(ours)
             self.processes.append(process)
+        for w in range(size):
+            self._answer(w)
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
         """What every worker's method returns; all of them work on it at the same time."""
@@ -83,6 +86,7 @@ def _work(make: Callable[[int], Any], index: int, channel: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         worker = make(index)
+        channel.send((None, "", ""))
         while True:
             method, arguments = channel.recv()
             channel.send((getattr(worker, method)(*arguments), "", ""))

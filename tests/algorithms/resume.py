@@ -1,4 +1,4 @@
-"""Another process goes on from checkpoints: `python resume.py FOLDER`, after a test has written the folder."""
+"""Another process goes on from checkpoints: `python resume.py` is told folders that tests have written, by line."""
 
 from __future__ import annotations
 
@@ -38,4 +38,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    for line in sys.stdin:
+        main(Path(line.rstrip("\n")))
+        print("done", flush=True)

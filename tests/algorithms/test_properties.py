@@ -11,6 +11,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -245,8 +246,19 @@ def assert_same_state(one: Any, other: Any, name: str = "state") -> None:
         assert one == other and type(one) is type(other), name
 
 
+@pytest.fixture(scope="module")
+def another_process() -> Iterator[subprocess.Popen[str]]:
+    """One that goes on from the checkpoints in the folders it is told of; started once, as torch takes its time."""
+    command = [sys.executable, resume.__file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
 @pytest.mark.parametrize("algorithm", algorithms.names())
-def test_resume_equals_no_pause(algorithm: str, tmp_path: Path) -> None:
+def test_resume_equals_no_pause(algorithm: str, tmp_path: Path, another_process: subprocess.Popen[str]) -> None:
     """Saved as the driver saves, loaded in another process, trained on: weights, moments, buffers, environments,
     generators and statistics are what they are without the pause."""
     names = {}
@@ -262,7 +274,9 @@ def test_resume_equals_no_pause(algorithm: str, tmp_path: Path) -> None:
         resume.save(tmp_path / f"{name}.unpaused", agent, advance(agent, 192))
         names[name] = (algorithm, task, runs, seeds, 192)
     (tmp_path / "cases.json").write_text(json.dumps(names))
-    subprocess.run([sys.executable, resume.__file__, str(tmp_path)], check=True, timeout=300)
+    assert another_process.stdin is not None and another_process.stdout is not None
+    print(tmp_path, file=another_process.stdin, flush=True)
+    assert another_process.stdout.readline() == "done\n"  # else its traceback is on stderr
     for name in names:
         unpaused = resume.load_state(tmp_path / f"{name}.unpaused")
         assert_same_state(unpaused, resume.load_state(tmp_path / f"{name}.resumed"), name)

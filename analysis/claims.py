@@ -92,6 +92,8 @@ DECIDE: dict[str, Callable[..., Claim]] = {
     "S3": by(decisions.overestimation),
     "S4": by(decisions.rainbow),
     "S5": by(decisions.single_parts),
+    "S12": by(decisions_policy.synchronous),
+    "S13": by(decisions_policy.actor_critic_over_values),
     "S21": by(decisions.cartpole),
     "S6": by(decisions_policy.variance),
     "S7": by(decisions_policy.entropy),

@@ -156,6 +156,60 @@ def collapse(results: Results) -> Decision:
     return decide(found, f"collapsed, by step size: {', '.join(f'{rate:g} {x:.0%}' for rate, x in shares.items())}")
 
 
+HARM = 0.05  # of the way from the random policy to the best setting: a difference that matters
+VALUE_BASED = ("async_one_step_q", "async_one_step_sarsa", "async_nstep_q")
+
+
+def judged(results: Results, algorithm: str, schedule: str | None = None) -> pd.DataFrame | None:
+    """Scores [seeds of the second half, tasks] of an algorithm, on each task with the step size that has the best mean
+    on the first half; None where it has fewer than two seeds with every step size and task."""
+    runs = settings_of(results, "learning_rate")
+    configs = load.configs(results, scores.settings(runs))
+    pairs = zip(runs["algorithm"], runs["variant"], strict=True)
+    mine = runs[[name == algorithm and configs[name, variant].get("schedule") == schedule for name, variant in pairs]]
+    table = mine.pivot(index="seed", columns=["task", "learning_rate"], values="score").astype(float).dropna()
+    if len(table) < 2 or set(table.columns.get_level_values("task")) != set(results.tasks):
+        return None
+    half = len(table) // 2
+    best = {task: table.iloc[:half][task].mean().idxmax() for task in results.tasks}
+    return pd.DataFrame({task: table.iloc[half:][task, best[task]] for task in results.tasks})
+
+
+def synchronous(results: Results) -> Decision:
+    """S12: on every task A2C's score is not less than A3C's under Hogwild, and that not less than A3C's under the
+    serial schedule, by more than a twentieth of the way from the random policy to the best setting's mean (paired).
+    """
+    sides = {"A2C": judged(results, "a2c")}
+    sides |= {f"A3C {name}": judged(results, "a3c", name) for name in ("hogwild", "serial")}
+    tables = {name: table for name, table in sides.items() if table is not None}
+    if len(tables) < len(sides):
+        return "open", f"needs two seeds with every step size of {', '.join(sorted(set(sides) - set(tables)))}"
+    random, found, k = scores.random_scores(), [], 2 * len(results.tasks)
+    means = results.runs.groupby(["task", "algorithm", "variant"])["score"].mean()
+    for task in results.tasks:
+        margin = HARM * (float(means[task].max()) - random[task])
+        for one, other in (("A2C", "A3C hogwild"), ("A3C hogwild", "A3C serial")):
+            gain = (tables[one][task] - tables[other][task]).dropna()
+            found.append(mean_above(f"{task}: score of {one} minus {other}", gain, k, -margin))
+    return decide(found)
+
+
+def actor_critic_over_values(results: Results) -> Decision:
+    """S13, per frame: the probability that a run of A3C (Hogwild) does better than one of one-step Q, one-step SARSA
+    and n-step Q, each with its own step size, is above a half, over the tasks.
+    """
+    actor_critic = judged(results, "a3c", "hogwild")
+    others = {name: judged(results, name, "hogwild") for name in VALUE_BASED}
+    if actor_critic is None or any(table is None for table in others.values()):
+        return "open", f"needs two seeds with every step size of a3c, {', '.join(VALUE_BASED)} under hogwild"
+    found = [
+        improvement_above(f"P(a3c over {name})", actor_critic.to_numpy(), table.to_numpy(), len(others))
+        for name, table in others.items()
+        if table is not None
+    ]
+    return decide(found, "per wall-clock is not decided: it depends on the number of cores")
+
+
 FIGURE_3 = ("a2c", "a2c_trust_region", "cem", "vpg", "trpo")  # beside PPO
 
 

@@ -132,6 +132,48 @@ def test_collapse(tmp_path: Path, truth: dict[str, float], status: str) -> None:
     assert "area under the curve with 0.01 minus with 0.001" in claim.evidence
 
 
+# ---- S12, S13 ------------------------------------------------------------------------------------------------------
+
+
+def asynchronous(root: Path, seeds: int = 12, **gain: float) -> Path:
+    """Everyone ends at 300 on CartPole and at -200 on Acrobot with the step size 0.002, a hundred lower with 0.007, and
+    `gain` higher."""
+    folder = write_experiment(root, "asynchronous", score={"statistic": "last_evaluation_10_episodes"})
+    everyone = [("a2c", None), ("a3c", "hogwild"), ("a3c", "serial")]
+    everyone += [(name, "hogwild") for name in decisions_policy.VALUE_BASED]
+    levels = {"CartPole-v1": 300.0, "Acrobot-v1": -200.0}
+    for (name, schedule), task, rate, seed in itertools.product(everyone, levels, (0.002, 0.007), range(seeds)):
+        rng = np.random.default_rng([len(name), len(schedule or ""), len(task), int(rate * 1000), seed])
+        score = levels[task] + gain.get(schedule if name == "a3c" else name, 0.0) + rng.standard_normal()
+        score -= 100.0 * (rate > 0.005)
+        config = {"learning_rate": rate, "gamma": 0.99} | ({"schedule": schedule} if schedule else {})
+        one_run(folder, task, name, f"{schedule} {rate}", seed, evaluations={1000: score}, config=config,
+                config_digest=f"{name}{schedule}{rate}")  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("gain", "s12", "s13"),
+    [
+        ({"async_one_step_q": -20, "async_one_step_sarsa": -20, "async_nstep_q": -20}, "holds", "holds"),
+        ({"async_nstep_q": 20.0}, "holds", "fails"),
+        ({"a2c": -30.0}, "fails", "inconclusive"),
+        ({"a2c": 30.0, "hogwild": -40.0}, "fails", "fails"),  # worse than the serial schedule: it does harm
+    ],
+)
+def test_asynchronous(tmp_path: Path, gain: dict[str, float], s12: str, s13: str) -> None:
+    found = decided(asynchronous(tmp_path, **gain))
+    assert (found["S12"].status, found["S13"].status) == (s12, s13), [claim.evidence for claim in found.values()]
+
+
+def test_asynchronous_needs_every_method(tmp_path: Path) -> None:
+    folder = asynchronous(tmp_path, seeds=3)
+    for name in ("a2c", "async_nstep_q"):
+        for path in folder.glob(f"*/*{name}*/*/*"):
+            path.unlink()
+    assert {claim.status for claim in decided(folder).values()} == {"open"}
+
+
 # ---- S10, T4 -------------------------------------------------------------------------------------------------------
 
 

@@ -533,8 +533,8 @@ def test_impossible_settings_are_refused(values: dict[str, Any], named: str) -> 
         load_config("trpo", None, values)
 
 
-def test_presets_of_both_differ_by_the_line_search() -> None:
-    search = {"kl_slack", "shrink", "line_search_steps"}
+def test_presets_of_both_differ_by_the_line_search_and_the_critic() -> None:
+    search = {"kl_slack", "shrink", "line_search_steps", "critic", "value_delta"}
     for preset in ("paper", "baselines"):
         one, two = load_config("npg", preset), load_config("trpo", preset)
         assert {name: value for name, value in vars(two).items() if name not in search} == vars(one)

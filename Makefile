@@ -1,8 +1,9 @@
-# `make bench`: the experiment `quick`, from nothing to its report. `make test`: the tests. Both make .venv first.
+# `make bench`: the experiment `quick`, from nothing to its report. `make test`: the tests; `make test-all`: those that take
+# long as well. All make .venv first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: bench test lint clean
+.PHONY: bench test test-all lint clean
 
 bench: .venv/installed
 	$(BIN)/python run_bench.py run quick
@@ -10,6 +11,9 @@ bench: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -41,16 +41,19 @@ from algorithms.common.streams import Streams, generator
 from suites.vector import PURPOSE
 
 LOOPS = ("ppo", "dqn", "q_learning")
-# Every task plain and switched for the algorithms whose loops the others share; of those, a task of continuous actions
-# only one way, if they have switches.
-ONE_WAY = {("Pendulum-v1", "plain"), ("Hopper-v5", "switched")}
+# Switches in their other positions: always for the algorithms whose loops the others share, else with `make test-all`.
 CASES = [
-    pytest.param(algorithm, task, structure, id=f"{algorithm}-{task}-{name}")
+    pytest.param(
+        algorithm,
+        task,
+        structure,
+        id=f"{algorithm}-{task}-{name}",
+        marks=[pytest.mark.slow] if structure and algorithm not in LOOPS else [],
+    )
     for algorithm in algorithms.names()
     for name, structure in (("plain", {}), ("switched", switches(algorithm)))
     for task in tasks(algorithm)
     if structure or name == "plain"
-    if algorithm in LOOPS or (task, name) not in ONE_WAY or not switches(algorithm)
 ]
 SEEDS = [1000 + 7 * i for i in range(33)]
 # Members of the group of 33 that are trained again in smaller groups: sizes 1, 2, 3, 5 and 10; first, middle and last.
@@ -268,7 +271,7 @@ def test_resume_equals_no_pause(algorithm: str, tmp_path: Path, another_process:
     names = {}
     for param in CASES:
         case, task, structure = param.values
-        if case != algorithm:
+        if case != algorithm or param.marks:
             continue
         runs, seeds, name = mixed(algorithm, 6, **structure), SEEDS[:6], str(param.id)
         agent = make(algorithm, task, runs, seeds)

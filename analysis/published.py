@@ -37,7 +37,7 @@ from analysis import load, scores
 from analysis.load import Results, ResultsError
 from analysis.rule import Published
 
-# how a table words its metric -> (statistic, evaluation)
+# how a table words its metric -> (statistic, evaluation); "": none that we have, or not stated
 METRICS = {
     r"training returns: per run mean of the last 100 logged episodic": ("final_100_training_episodes", "training"),
     r"mean of the last 100 training episodes per seed": ("final_100_training_episodes", "training"),
@@ -46,6 +46,8 @@ METRICS = {
     ),
     r"mean over seeds of the per-seed maximum evaluation": ("max_over_evaluations", "deterministic"),
     r"mean of the last deterministic evaluation \(10 episodes\)": ("last_evaluation_10_episodes", "deterministic"),
+    r"mean of 100 evaluation episodes after training": ("last_evaluation_100_episodes", ""),
+    r"deterministic evaluation of one trained agent": ("", "deterministic"),
 }  # fmt: skip
 # tables with one row per seed -> columns and protocol; of curves, a row per seed and step, `where` names the step
 PER_SEED: dict[str, dict[str, Any]] = {

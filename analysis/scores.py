@@ -94,6 +94,7 @@ STATISTICS: dict[str, Callable[[Episodes], float]] = {
 
 
 FIRST = re.compile(r"first_([1-9]\d*)_training_episodes")
+LAST = re.compile(r"last_evaluation_([1-9]\d*)_episodes")
 METRIC = "final_metric:"
 
 
@@ -101,6 +102,14 @@ def first_training_episodes(episodes: Episodes, count: int) -> float:
     """Mean raw return of the first `count` training episodes: what learning itself earns; NaN if fewer finished."""
     returns = episodes.episode_return[episodes.train][:count]
     return float(returns.mean()) if len(returns) == count else float("nan")
+
+
+def last_evaluation(episodes: Episodes, count: int) -> float:
+    """Mean return of the last `count` evaluation episodes, all of one evaluation; NaN if it had fewer."""
+    at, returns = episodes.env_steps[~episodes.train], episodes.episode_return[~episodes.train]
+    if len(returns) < count or at[-count] != at[-1]:
+        return float("nan")
+    return float(returns[-count:].mean())
 
 
 def metric_of(statistic: str) -> str | None:
@@ -121,6 +130,8 @@ def of_run(statistic: str, episodes: Episodes, metrics: Metrics | None) -> dict[
     found = {name: function(episodes) for name, function in STATISTICS.items()}
     if first := FIRST.fullmatch(statistic):
         found[statistic] = first_training_episodes(episodes, int(first[1]))
+    elif statistic not in STATISTICS and (last := LAST.fullmatch(statistic)):
+        found[statistic] = last_evaluation(episodes, int(last[1]))
     elif (name := metric_of(statistic)) is not None:
         values = metrics[name][1] if metrics and name in metrics else np.empty(0)
         found[statistic] = float(values[-1]) if len(values) else float("nan")
@@ -131,6 +142,8 @@ def meaning(statistic: str) -> str:
     """What a statistic is, in words."""
     if first := FIRST.fullmatch(statistic):
         return f"mean raw return of the first {int(first[1]):,} training episodes"
+    if last := LAST.fullmatch(statistic):
+        return f"mean return of the last {int(last[1]):,} evaluation episodes"
     if (name := metric_of(statistic)) is not None:
         return f"last value of the metric {name}"
     text = (STATISTICS[statistic].__doc__ or "").strip().split("\n")[0].rstrip(".")
@@ -147,9 +160,9 @@ def evaluation_of(statistic: str) -> str:
 
 def check_statistic(name: str) -> str:
     """The name itself; ValueError with the near names if no statistic is called so."""
-    if name in STATISTICS or FIRST.fullmatch(name) or metric_of(name):
+    if name in STATISTICS or FIRST.fullmatch(name) or LAST.fullmatch(name) or metric_of(name):
         return name
-    known = [*STATISTICS, "first_500_training_episodes", f"{METRIC}<name>"]
+    known = [*STATISTICS, "first_500_training_episodes", "last_evaluation_100_episodes", f"{METRIC}<name>"]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
     raise ValueError(f"unknown score statistic {name!r}; did you mean {', '.join(near)}?")
 

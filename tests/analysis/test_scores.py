@@ -107,6 +107,20 @@ def test_first_training_episodes() -> None:
             scores.check_statistic(wrong)
 
 
+def test_last_evaluation() -> None:
+    episodes = run([5.0], evaluations={10: [1.0, 2.0], 20: [3.0, 4.0, 8.0]})
+    name = scores.check_statistic("last_evaluation_3_episodes")
+    found = scores.of_run(name, episodes, None)
+    assert found[name] == 5.0 and found["last_evaluation_10_episodes"] == 3.6  # of both evaluations
+    assert list(found) == scores.columns_of(name)
+    assert scores.last_evaluation(episodes, 2) == 6.0
+    assert math.isnan(scores.last_evaluation(episodes, 4)) and math.isnan(scores.last_evaluation(run([5.0]), 1))
+    assert scores.meaning(name) == "mean return of the last 3 evaluation episodes"
+    assert scores.evaluation_of(name) == "deterministic"
+    with pytest.raises(ValueError, match="last_evaluation_100_episodes"):
+        scores.check_statistic("last_evaluation_0_episodes")
+
+
 def test_last_value_of_a_metric() -> None:
     name = scores.check_statistic("final_metric:rms_error")
     metrics = {"rms_error": (np.array([5, 10]), np.array([np.nan, 0.25])), "other": (np.array([20]), np.array([9.0]))}

@@ -111,6 +111,14 @@ def test_spread_over_episodes_is_no_spread_over_seeds() -> None:
     number, protocol = published.theirs(entry, "Hopper-v3") or (None, None)
     assert number is not None and number.grade == "C" and number.spread is None
     assert protocol is not None and protocol.statistic == ""  # an evaluation we have no statistic for: not stated
+    assert protocol.evaluation == "deterministic"
+
+
+def test_episodes_after_training_may_have_drawn_actions() -> None:
+    entry = {"table": "mujoco_published", "where": {"algorithm": "PFRL TRPO"}, "truncation": "terminal"}
+    number, protocol = published.theirs(entry, "Hopper-v2") or (None, None)
+    assert number == rule.Published(3038, 42, "stderr", 20, "B")
+    assert protocol == Protocol("last_evaluation_100_episodes", 2_000_000, "", "Hopper-v2", "terminal")
 
 
 def test_plot_readings_are_grade_d() -> None:

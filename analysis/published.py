@@ -59,6 +59,10 @@ PER_SEED: dict[str, dict[str, Any]] = {
         "environment": "{env}-v1", "value": "eval_return", "seed": "seed",
         "statistic": "last_evaluation_10_episodes", "evaluation": "deterministic",
     },
+    "dopamine_sac_curves": {
+        "environment": "{env}-v2", "value": "train_return", "seed": "run",
+        "statistic": "training_episodes_of_the_last_1000_steps", "evaluation": "training",
+    },
 }  # fmt: skip
 KEYS = {
     "table",

@@ -99,6 +99,23 @@ def test_curves_are_per_seed_data_at_one_step() -> None:
         published.theirs({"table": "td3_learning_curves"}, "HalfCheetah-v1")
 
 
+def test_training_curves_are_per_run_data_at_one_step() -> None:
+    entry = {"table": "dopamine_sac_curves", "where": {"step": 101_000}, "truncation": "bootstrap"}
+    values, protocol = published.theirs(entry, "HalfCheetah-v2") or (None, None)
+    curves = pd.read_csv(scores.PUBLISHED / "dopamine_sac_curves.csv")
+    rows = curves[(curves["env"] == "HalfCheetah") & (curves["step"] == 101_000)]
+    assert values is not None and values.n == 5 and values.grade == "A"
+    assert values.values == tuple(rows["train_return"]) and values.values[0] == 4589.006
+    sampled = "training_episodes_of_the_last_1000_steps"  # which is no statistic of ours: it takes a bridge
+    assert protocol == Protocol(sampled, 101_000, "training", "HalfCheetah-v2", "bootstrap")
+    ours = Protocol("last_evaluation_10_episodes", 100_000, "deterministic", "HalfCheetah-v5", "bootstrap")
+    assert published.gate(protocol, ours, {}) == ["statistic", "evaluation", "environment"]
+    assert published.gate(protocol, ours, dict.fromkeys(("statistic", "evaluation", "environment"), "why")) == []
+    with pytest.raises(ResultsError, match="must name one"):
+        published.theirs({"table": "dopamine_sac_curves"}, "HalfCheetah-v2")
+    assert published.theirs(entry, "Reacher-v2") is None
+
+
 def test_table_of_means_is_grade_b_with_its_kind_of_spread() -> None:
     entry = {"table": "classic_published", "where": {"algorithm": "CleanRL PPO"}, "truncation": "terminal"}
     number, protocol = published.theirs(entry, "CartPole-v1") or (None, None)

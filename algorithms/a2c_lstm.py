@@ -35,7 +35,7 @@ from torch import Tensor
 from algorithms import a2c
 from algorithms.common.config import require
 from algorithms.common.on_policy import explained_variance, require_positive
-from algorithms.common.optimizers import Adam, RMSProp
+from algorithms.common.optimizers import rmsprop_or_adam
 from algorithms.common.recurrent_policy import Pass, RecurrentAgent, Sequences
 from algorithms.common.rollouts import by_run
 
@@ -60,12 +60,7 @@ class Agent(RecurrentAgent):
     def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
         super().__init__(cfg, envs, seeds, device)
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps  # env_steps per run
-        self.optimizer: Adam | RMSProp
-        if cfg.optimizer == "adam":
-            self.optimizer = Adam(self.parameters, cfg.optimizer_epsilon)
-        else:
-            start, inside = cfg.rmsprop_start, cfg.epsilon_inside_root
-            self.optimizer = RMSProp(self.parameters, cfg.optimizer_epsilon, cfg.rmsprop_decay, inside, start)
+        self.optimizer = rmsprop_or_adam(self.parameters, cfg)
 
     def iterate(self) -> dict[str, np.ndarray]:
         """T steps of every environment and one step of the optimizer. Returns metrics, each [R]."""

@@ -28,7 +28,7 @@ class Config(dqn.Config):
 
 def double_values(online_q_values: Tensor, target_q_values: Tensor) -> Tensor:
     """Q(s', argmax_a' Q(s', a'; theta); theta-): [R, A, B] each -> [R, B]."""
-    return target_q_values.gather(1, online_q_values.argmax(1, keepdim=True)).squeeze(1)
+    return target_q_values.gather(1, online_q_values.max(1, keepdim=True).indices).squeeze(1)
 
 
 class Agent(dqn.Agent):

@@ -27,14 +27,14 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.common.columns import Part, QNetwork
+from algorithms.common.columns import Part, QNetwork, over_actions
 from algorithms.common.config import PerRun, per_run_tensors, require
 from algorithms.common.layers import Parameters
 from algorithms.common.memory import Remembering
@@ -46,6 +46,7 @@ from algorithms.common.streams import Streams
 
 SUPPORTS = {"discrete"}
 Learned = tuple[Tensor, ...]  # losses, errors (whose sizes are priorities) and Q(s, a) of a batch, [R, B] each
+PASSES = ("online", "target", "selection")  # through the network in an update; the last chooses the action at s'
 STEPS = 100  # of every environment in one iterate(); a matter of speed only, results do not depend on it
 
 
@@ -132,6 +133,7 @@ class Agent(Remembering):
         self.optimizer = Adam(self.parameters, cfg.adam_epsilon)
         self.acting = self.net.acting(self.parameters)
         self.replay = self._memory()
+        self.noise: dict[str, Any] = dict.fromkeys(PASSES)  # of the update at hand
         self.action_indices = torch.arange(self.num_actions, device=device)[:, None]  # [A, 1]
         self.env_steps = 0
         self.timers: dict[str, float] = defaultdict(float)  # seconds
@@ -145,11 +147,12 @@ class Agent(Remembering):
         explore, random_actions = self._exploration(epsilon)
         updates = crossings(env_steps, cfg.num_envs, cfg.train_period) * (env_steps > cfg.learning_starts)
         draws = iter(self.streams.draw("replay", lambda rng: rng.random((updates.sum(), cfg.batch_size)), axis=1))
+        acting, noise = self.net.noise(self.streams, "acting noise", STEPS), self._noise(updates.sum())
         learned = None
         with flushed_denormals():
             for t in range(STEPS):
                 begin = clock()
-                q_values = self.q_values(self.observations, self.net.noise(self.streams, "acting noise"))
+                q_values = self.q_values(self.observations, next(acting))
                 actions = np.where(explore[t], random_actions[t], q_values.argmax(-1))
                 acted = clock()
                 step = self.envs.step(actions)
@@ -158,6 +161,7 @@ class Agent(Remembering):
                 self.replay.add(self.observations, actions, *outcome)
                 self.observations = step.observations
                 for _ in range(updates[t]):
+                    self.noise = next(noise)
                     learned = self._learn(next(draws))
                 self._update_target(crossings(env_steps[t], cfg.num_envs, cfg.target_period) > 0)
                 self.timers["act"] += acted - begin
@@ -171,6 +175,11 @@ class Agent(Remembering):
         uniform = self.streams.draw("actions", lambda rng: rng.random((len(epsilon), self.cfg.num_envs, 2)), axis=1)
         return uniform[..., 0] < epsilon[..., None], (uniform[..., 1] * self.num_actions).astype(np.int64)
 
+    def _noise(self, count: int) -> Iterator[dict[str, Any]]:
+        """For each of `count` updates, fresh noise for every pass of it; None where the network takes none."""
+        drawn = [self.net.noise(self.streams, f"{use} noise", count) for use in PASSES]
+        return (dict(zip(PASSES, each, strict=True)) for each in zip(*drawn, strict=True))
+
     def _learn(self, uniform: np.ndarray) -> Learned:
         """One update on transitions drawn by numbers in [0, 1), [R, B]."""
         learned = self._gradient(self.replay.sample(uniform))
@@ -181,16 +190,13 @@ class Agent(Remembering):
     def _gradient(self, batch: Transitions, weights: Tensor | None = None) -> Learned:
         """The gradient of the loss's mean, each sample times its weight [R, B], into `parameters.grad`."""
         learned: Learned = tuple(torch.empty_like(batch.rewards) for _ in range(3))
-        self.noise: dict[str, Any] = {
-            net: self.net.noise(self.streams, f"{net} noise") for net in ("online", "target", "selection")
-        }
         for part, target_part in zip(self.parts, self.target_parts, strict=True):
             runs = part.runs
             mine = Transitions(*(entry[runs] for entry in batch))
             targets = self._targets(part, target_part, mine)
             outputs, tape = self.net.forward(part, mine.observations.transpose(1, 2), self.noise["online"])
             taken = (mine.actions.transpose(1, 2) == self.action_indices).float().unsqueeze(2)  # [r, A, 1, B], 1 or 0
-            slopes, *results = self._loss(self._by_action(outputs).mul(taken).sum(1), targets, runs)
+            slopes, *results = self._loss(over_actions(self._by_action(outputs) * taken), targets, runs)
             if weights is not None:
                 slopes = slopes * weights[runs].unsqueeze(1)
             by_outputs = taken * (slopes / self.cfg.batch_size).unsqueeze(1)

@@ -14,7 +14,7 @@ Departures, beside DQN's: an evaluation uses the K midpoints (k - 1/2) / K, so t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -74,9 +74,9 @@ class QuantileNetwork(QNetwork):
         """All runs, as many at a time as the cache holds: most layers see every sample once for each level."""
         return super().parts(parameters, batch_size * self.num_levels)
 
-    def noise(self, streams: Streams, purpose: str) -> Any:
-        """Levels uniform in [0, 1), from the runs' own streams."""
-        return {"levels": streams.uniform(purpose, self.sizes[purpose])}
+    def noise(self, streams: Streams, purpose: str, count: int) -> Iterator[Any]:
+        """Levels uniform in [0, 1) for `count` passes, from the runs' own streams."""
+        return ({"levels": drawn} for drawn in streams.uniform(purpose, (count, *self.sizes[purpose]), axis=1))
 
     def forward(self, part: Part, inputs: Tensor, noise: Any = None) -> tuple[Tensor, list[list[Tensor]]]:
         """Z_tau(s, .) [r, A * N, B] for observations [r, O, B]."""
@@ -131,7 +131,7 @@ class Agent(qr_dqn.Agent):
         successors = batch.next_observations.transpose(1, 2)
         preferences, _ = self.net.forward(target_part, successors, self.noise["selection"])
         quantiles, _ = self.net.forward(target_part, successors, self.noise["target"])
-        best = chosen(self._by_action(quantiles), self._by_action(preferences).mean(2).argmax(1))
+        best = chosen(self._by_action(quantiles), self._by_action(preferences).mean(2))
         return dqn.td_targets(batch.rewards.unsqueeze(1), batch.discounts.unsqueeze(1), best)
 
     def _levels(self, runs: slice) -> Tensor:

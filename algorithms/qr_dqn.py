@@ -69,7 +69,7 @@ class Agent(dqn.Agent):
         """r + gamma theta_j(s', a*): [r, N', B]."""
         outputs, _ = self.net.forward(target_part, batch.next_observations.transpose(1, 2), self.noise["target"])
         quantiles = self._by_action(outputs)
-        best = chosen(quantiles, quantiles.mean(2).argmax(1))
+        best = chosen(quantiles, quantiles.mean(2))
         return dqn.td_targets(batch.rewards.unsqueeze(1), batch.discounts.unsqueeze(1), best)
 
     def _loss(self, outputs: Tensor, targets: Tensor, runs: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -66,24 +66,21 @@ class Agent(c51.Agent, prioritized_dqn.Agent):
     def _targets(self, part: Part, target_part: Part, batch: Transitions) -> Tensor:
         """A projected distribution [r, Z, B], or targets of Q [r, B]; where `double`, the online network chooses."""
         successors = batch.next_observations.transpose(1, 2)
-        by_target = self._values(self.net.forward(target_part, successors, self.noise["target"])[0])
-        by_online = self._values(self.net.forward(part, successors, self.noise["selection"])[0])
+        by_target = self._by_action(self.net.forward(target_part, successors, self.noise["target"])[0])
+        by_online = self._by_action(self.net.forward(part, successors, self.noise["selection"])[0])
         double, preferences = self.coef["double"][part.runs] > 0, self._means(by_online)
         if not double.all():
             preferences = torch.where(double.unsqueeze(2), preferences, self._means(by_target))
-        best = c51.chosen(by_target, preferences.argmax(1))
+        best = c51.chosen(by_target, preferences)
         if self.cfg.distributional:
-            return c51.project(best, batch.rewards, batch.discounts, self.atoms)
+            return c51.project(torch.softmax(best, 1), batch.rewards, batch.discounts, self.atoms)
         return dqn.td_targets(batch.rewards, batch.discounts, best.squeeze(1))
 
-    def _values(self, outputs: Tensor) -> Tensor:
-        """The network's outputs [r, A * Z, B] as distributions, or as Q-values: [r, A, Z, B]."""
-        by_action = self._by_action(outputs)
-        return torch.softmax(by_action, 2) if self.cfg.distributional else by_action
-
     def _means(self, by_action: Tensor) -> Tensor:
-        """Q-values [r, A, B] of distributions, or of themselves, [r, A, Z, B]."""
-        return c51.expected_values(by_action, self.atoms) if self.cfg.distributional else by_action.squeeze(2)
+        """Q-values [r, A, B] of the network's outputs [r, A, Z, B]: logits, or Q-values themselves."""
+        if self.cfg.distributional:
+            return c51.expected_values(torch.softmax(by_action, 2), self.atoms)
+        return by_action.squeeze(2)
 
     def _loss(self, outputs: Tensor, targets: Tensor, runs: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.cfg.distributional:

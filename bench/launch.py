@@ -319,8 +319,10 @@ class Display:
             if job.state == "running":
                 job.look()
         done = self._steps()
+        if done < self.history[-1][1]:  # workers went back to a checkpoint
+            self.history.clear()
         self.history.append((time.monotonic(), done))
-        while self.history[-1][0] - self.history[1][0] > 60:
+        while len(self.history) > 2 and self.history[-1][0] - self.history[1][0] > 60:
             self.history.pop(0)
         (begin, before), (end, _) = self.history[0], self.history[-1]
         rate = (done - before) / max(end - begin, 1e-9)

@@ -74,41 +74,36 @@ def layers(cfg: Any, activation: str) -> dict[str, Any]:
     return {"net_arch": list(cfg.hidden_sizes), "activation_fn": getattr(torch.nn, activation)}
 
 
+def on_policy(cfg: Any) -> dict[str, Any]:
+    """What its on-policy algorithms share."""
+    names = ("gae_lambda", "ent_coef", "vf_coef")
+    return {
+        **{name: getattr(cfg, name) for name in names},
+        "n_steps": cfg.num_steps,
+        "max_grad_norm": min(cfg.max_grad_norm, 1e9),  # it takes no infinity
+        "policy_kwargs": layers(cfg, "Tanh"),
+        **shared(cfg),
+    }
+
+
 def sb3_ppo(library: ModuleType, cfg: Any, env: Any) -> tuple[Any, int]:
     """Its PPO, and the env steps of an iteration."""
     model = library.PPO(
         "MlpPolicy",
         env,
-        n_steps=cfg.num_steps,
         n_epochs=cfg.num_epochs,
         batch_size=cfg.batch_size,
-        gae_lambda=cfg.gae_lambda,
         clip_range=min(cfg.clip_coef, 1e9),
         clip_range_vf=cfg.value_clip if cfg.value_clip < math.inf else None,
         normalize_advantage=bool(cfg.normalize_advantages),
-        ent_coef=cfg.ent_coef,
-        vf_coef=cfg.vf_coef,
-        max_grad_norm=min(cfg.max_grad_norm, 1e9),
-        policy_kwargs=layers(cfg, "Tanh"),
-        **shared(cfg),
+        **on_policy(cfg),
     )
     return model, cfg.num_envs * cfg.num_steps
 
 
 def sb3_a2c(library: ModuleType, cfg: Any, env: Any) -> tuple[Any, int]:
     """Its A2C, and the env steps of some iterations."""
-    model = library.A2C(
-        "MlpPolicy",
-        env,
-        n_steps=cfg.num_steps,
-        gae_lambda=cfg.gae_lambda,
-        ent_coef=cfg.ent_coef,
-        vf_coef=cfg.vf_coef,
-        max_grad_norm=min(cfg.max_grad_norm, 1e9),
-        use_rms_prop=cfg.optimizer == "rmsprop",
-        policy_kwargs=layers(cfg, "Tanh"),
-        **shared(cfg),
-    )
+    model = library.A2C("MlpPolicy", env, use_rms_prop=cfg.optimizer == "rmsprop", **on_policy(cfg))
     return model, 20 * cfg.num_envs * cfg.num_steps
 
 

@@ -166,3 +166,11 @@ class RMSProp:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state()` was taken."""
         self.mean_square.copy_(torch.from_numpy(state["mean_square"]))
+
+
+def rmsprop_or_adam(parameters: Parameters, cfg: Any) -> RMSProp | Adam:
+    """The one that A2C's settings name."""
+    if cfg.optimizer == "adam":
+        return Adam(parameters, cfg.optimizer_epsilon)
+    start, inside = cfg.rmsprop_start, cfg.epsilon_inside_root
+    return RMSProp(parameters, cfg.optimizer_epsilon, cfg.rmsprop_decay, inside, start)

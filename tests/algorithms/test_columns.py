@@ -36,7 +36,7 @@ def made(structure: dict[str, Any]) -> tuple[QNetwork, Parameters, Noise | None]
     net = QNetwork(num_actions=ACTIONS, **structure)
     parameters = Parameters(RUNS, net.shapes())
     net.initialize(parameters, Streams(range(RUNS))["q"])
-    return net, parameters, net.noise(Streams(range(RUNS)), "noise")
+    return net, parameters, next(net.noise(Streams(range(RUNS)), "noise", 1))
 
 
 def literal(net: QNetwork, weights: dict[str, Tensor], noise: Noise | None, run: int, x: Tensor, shape: Any) -> Tensor:
@@ -118,18 +118,19 @@ def test_the_advantages_of_a_dueling_network_have_mean_zero_around_its_value() -
     """I8, equation 9: mean_a Q = V, whatever the advantages are."""
     net, parameters, _ = made({"observation_shape": (4,), "hidden_sizes": (16, 8), "dueling": True})
     (part, *_) = net.parts(parameters, BATCH)
-    outputs, tape = net.forward(part, torch.randn(RUNS, 4, BATCH))
-    assert torch.allclose(outputs.mean(1), tape[1][-1][:, 0], atol=1e-6)
+    outputs, (body, *_) = net.forward(part, torch.randn(RUNS, 4, BATCH))
+    values = net.heads[0].forward(part, body[-1], None, net.scratch)[-1]
+    assert torch.allclose(outputs.mean(1), values[:, 0], atol=1e-6)
     with torch.no_grad():
         parameters["advantage.bias1"].add_(5.0)
-    assert torch.allclose(net.forward(part, tape[0][0])[0], outputs, atol=1e-5)
+    assert torch.allclose(net.forward(part, body[0])[0], outputs, atol=1e-5)
 
 
 def test_moments_of_noisy_weights() -> None:
     """f(x) = sign(x) sqrt|x| has mean 0 and E[f^2] = E|x| = sqrt(2/pi), so a product of two has the variance 2/pi."""
     net, parameters, _ = made({"observation_shape": (4,), "hidden_sizes": (8, 6), "noisy": True})
     streams = Streams(range(RUNS))
-    draws = [net.noise(streams, "noise") for _ in range(4000)]
+    draws = list(net.noise(streams, "noise", 4000))
     for layer in net.heads[0].layers:
         eps = np.stack([draw[layer.weight][0] * draw[layer.weight][1] for draw in draws if draw is not None])
         assert eps.shape == (4000, RUNS, layer.inputs, layer.outputs)
@@ -144,3 +145,12 @@ def test_images_need_their_size() -> None:
         QNetwork((4,), 2, (8,), convolutions="minatar")
     with pytest.raises(ValueError, match="needs a hidden layer"):
         QNetwork((4,), 2, (), noisy=True)
+
+
+def test_noise_drawn_at_once_is_noise_drawn_one_by_one() -> None:
+    net, _, _ = made({"observation_shape": (4,), "hidden_sizes": (7,), "noisy": True})
+    one, other = Streams(range(RUNS)), Streams(range(RUNS))
+    singly = [next(net.noise(one, "noise", 1)) for _ in range(5)]
+    for mine, theirs in zip(net.noise(other, "noise", 5), singly, strict=True):
+        for name, pair in theirs.items():
+            assert all(np.array_equal(x, y) for x, y in zip(mine[name], pair, strict=True))

@@ -195,7 +195,7 @@ def test_what_is_stored_is_the_true_successor(monkeypatch: pytest.MonkeyPatch) -
     agent.envs.max_episode_steps = 9
     for _ in range(6):
         agent.iterate()
-    rows = agent.replay.state()["rows"][0]
+    rows = agent.replay.state()["rows"].rows[0].numpy()
     observations, successors, terminal = rows[:, :4], rows[:, 4:8], rows[:, 10] == 0  # no discount
     follows = (successors[:-1] == observations[1:]).all(1)
     starts = (np.abs(observations[1:]) <= 0.05).all(1)

@@ -201,6 +201,7 @@ def sample_loss(agent: Any, name: str, online: dict[str, Tensor], target: dict[s
 def test_gradient_against_autograd_of_the_literal_loss(name: str, switches: dict[str, Any]) -> None:
     agent = agent_of(name, **switches)
     weights = torch.from_numpy(np.random.default_rng(2).random((RUNS, BATCH), np.float32))
+    (agent.noise,) = agent._noise(1)
     losses, _, _ = agent._gradient(random_batch(agent), weights)
     for run in range(RUNS):
         online, target = (
@@ -287,7 +288,7 @@ def test_priorities_follow_the_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_noisy_agents_explore_without_epsilon_and_are_evaluated_without_noise() -> None:
     agent = make("noisy_dqn", "CartPole-v1", [small("noisy_dqn")] * 2, [0, 1])
     observations = np.random.default_rng(0).standard_normal((2, 1, 4)).astype(np.float32)
-    noisy = [agent.q_values(observations, agent.net.noise(agent.streams, "acting noise")) for _ in range(50)]
+    noisy = [agent.q_values(observations, noise) for noise in agent.net.noise(agent.streams, "acting noise", 50)]
     assert np.std(noisy, 0).min() > 0.01
     assert np.array_equal(agent.q_values(observations), agent.q_values(observations))
     explore, _ = agent._exploration(np.zeros((50, 2)))

@@ -24,9 +24,11 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextToPath
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 INK, MUTED, FAINT, RULE, ZONE = "#1b1f24", "#5b6570", "#c3c9d0", "#e4e7eb", "#dfe3e8"
@@ -171,6 +173,18 @@ def _figure(width: float, height: float, title: str, caption: str, header: float
     return figure
 
 
+def _columns_that_fit(names: Sequence[str], most: int) -> int:
+    """How many columns of a legend under the title fit beside each other, in the rows' order."""
+    size = matplotlib.rcParams["legend.fontsize"]
+    font, text = FontProperties(size=size), TextToPath()  # type: ignore[no-untyped-call]
+    widths = [text.get_text_width_height_descent(name, font, False)[0] for name in names]  # points
+    beside = (2.2 + 0.8 + 1.5) * size  # handle, its distance from the text, that of the columns
+    for columns in range(min(most, len(names)), 1, -1):
+        if sum(max(widths[start::columns]) + beside for start in range(columns)) <= 0.97 * 72 * WIDTH:
+            return columns
+    return 1
+
+
 def _head_legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:
     """A legend under the title, in the room that `header` keeps."""
     legend = figure.legend(
@@ -298,7 +312,7 @@ def learning_curves(
     columns = len(groups) if split else 2 if len(tasks) == 4 else min(3, len(tasks))
     flat = [(task, members) for task in tasks for members in groups.values()]
     rows = -(-len(flat) // columns)
-    across = min(4, len(labels))
+    across = _columns_that_fit(labels, 4)
     header = 0.0 if split else 0.20 * -(-len(labels) // across) + 0.05
     panel = 1.22 if split else 3.0 if columns == 1 else 1.9
     figure = _figure(WIDTH, panel * rows + (0.75 if split else 0.25), title, caption, header)

@@ -137,3 +137,13 @@ def test_missing_cells_of_the_heat_map_are_dashes():
     matrix = pd.DataFrame([[0.25, np.nan], [-1.5, 1.0]], index=["a", "b"], columns=["A-v1", "mean"])
     words = [text.get_text() for text in figures.ablation(matrix, CAPTION).axes[0].texts]
     assert words == ["0.25", "–", "−1.50", "1.00"]
+
+
+@pytest.mark.parametrize("size", [6, 24, 40])
+def test_no_legend_leaves_the_figure(size: int) -> None:
+    labels = [f"algorithm_{i} {'x' * size}" for i in range(9)]
+    figure = figures.learning_curves(lines(labels, "env_steps", ["A-v1", "B-v1"]), CAPTION)
+    (legend,) = figure.legends
+    figure.draw_without_rendering()
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+    assert [text.get_text() for text in legend.get_texts()]

@@ -94,7 +94,8 @@ class Driver:
         self.wall_seconds = self.cpu_seconds = 0.0
         self.started = store.now()
         self.sessions: list[dict[str, Any]] = []  # one entry per process that trained the group
-        lengths = self._restore() if (folder / store.CHECKPOINT).exists() else {}
+        self.checkpoint = tensors.Checkpoint(folder / store.CHECKPOINT)
+        lengths = self._restore() if self.checkpoint.path.exists() else {}
 
         self.alive = np.array([status == store.RUNNING for status in self.status])
         self.saved_at = self.env_steps
@@ -137,7 +138,7 @@ class Driver:
         self._save()
         for index in range(len(self.runs)):
             self._end(index)
-        (self.folder / store.CHECKPOINT).unlink()  # until here a killed worker's group can be gone on with
+        self.checkpoint.remove()  # until here a killed worker's group can be gone on with
         for directory in self.directories:
             for table in store.TABLES:
                 (directory / table.lines).unlink()
@@ -209,16 +210,16 @@ class Driver:
         own = {name: getattr(self, name) for name in REMEMBERED}
         state = {"driver": own, "lengths": lengths, "agent": self.agent.state(), "envs": self.envs.state()}
         state["code"] = {"digest": self.code, "commit": self.facts["commit"]}
-        tensors.save_state(self.folder / store.CHECKPOINT, state)
+        self.checkpoint.save(state)
         self.saved_at = self.env_steps
         self._tell()
 
     def _restore(self) -> dict[str, list[int]]:
         """Load the checkpoint; returns the lengths, table -> bytes [R], to which the tables have to be cut back."""
-        state = tensors.load_state(self.folder / store.CHECKPOINT)
+        state = self.checkpoint.load()
         if state["code"]["digest"] != self.code:  # it would end with the numbers of neither
             raise ResultsError(
-                f"{self.folder / store.CHECKPOINT} was written by other code (commit {state['code']['commit']}); go on "
+                f"{self.checkpoint.path} was written by other code (commit {state['code']['commit']}); go on "
                 f"from that commit, or remove {self.folder} to start the group again"
             )
         self.agent.load_state(state["agent"])

@@ -1,17 +1,22 @@
-"""Checkpoints and weights as safetensors files: arrays as tensors, all else as JSON in the header; no pickle."""
+"""Checkpoints and weights as safetensors files: arrays as tensors, all else as JSON in the header; no pickle.
+
+The rows of a replay memory lie beside its checkpoint, so that each is written once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from algorithms.common.memory import Ring
 from bench import ResultsError, store
 
 DTYPES = {
@@ -20,6 +25,8 @@ DTYPES = {
     "bool": "BOOL",
 }  # NumPy's name -> the format's
 NUMPY = {name: np.dtype(kind) for kind, name in DTYPES.items()}
+BLOCK = 1 << 22  # bytes of a ring that are read or written at once
+SHARE = 8  # a part of a ring is closed once it holds more than a SHARE-th of the rows
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
@@ -65,32 +72,166 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 def save_state(path: Path, state: Any) -> None:
     """Write a nested state as one file; it counts only once it is complete."""
-    arrays: dict[str, np.ndarray] = {}
-    skeleton = pack(state, arrays)
-    save(path, arrays, {"schema": str(store.SCHEMA), "skeleton": json.dumps(skeleton)})
+    arrays, metadata = _prepared(state)
+    whole = {name: x.rows.cpu().numpy() if isinstance(x, Ring) else x for name, x in arrays.items()}
+    save(path, whole, metadata)
 
 
 def load_state(path: Path) -> Any:
     """Read a state back. A broken file is an error that names it and the cure; training never silently starts again."""
-    try:
-        arrays, metadata = load(path)
-        if metadata.get("schema") != str(store.SCHEMA):
-            raise ValueError(f"its schema is {metadata.get('schema')}, this program reads {store.SCHEMA}")
-        return unpack(json.loads(metadata["skeleton"]), arrays)
-    except (ValueError, KeyError) as error:
-        raise ResultsError(f"{path} is not readable ({error}); delete {path.parent} to train its runs anew") from None
+    return Checkpoint(path).load()
 
 
-def pack(value: Any, arrays: dict[str, np.ndarray], name: str = "") -> Any:
-    """Split a nested state: arrays and tensors go into `arrays`, what is returned is JSON that refers to them.
+class Part(NamedTuple):
+    """Rows first to last - 1 of a ring."""
+
+    first: int
+    last: int
+    crc32: int
+
+
+class Checkpoint:
+    """A state that is written again and again to the same place: of its rings only the rows that are new.
+
+    The rows of a ring lie in parts beside the file, `<stem>.<ring>.<first row>.rows`, one after another as raw bytes
+    [R, W]. New rows are appended to the last part, or to a new one; the file tells up to which row each part counts.
+    What lies behind that is of a save that was cut short, and is overwritten by the next. Parts that are not needed any
+    more are deleted once the new file is in its place: at any instant there is a whole checkpoint.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.parts: dict[str, list[Part]] = {}  # of every ring as the file tells them, the oldest first
+
+    def save(self, state: Any) -> None:
+        """Write a state, the successor of the one that was saved or loaded last."""
+        arrays, metadata = _prepared(state)
+        rings = {name: arrays.pop(name) for name in list(arrays) if isinstance(arrays[name], Ring)}
+        parts = {name: self._append(name, ring) for name, ring in rings.items()}
+        told = {name: [_kind(ring), list(ring.rows.shape), ring.first, parts[name]] for name, ring in rings.items()}
+        save(self.path, arrays, metadata | {"rings": json.dumps(told)})
+        self.parts = parts
+        self._delete_all_but({self._file(name, part) for name, each in parts.items() for part in each})
+
+    def load(self) -> Any:
+        """Read the state back. Broken files are errors that name the file and the cure."""
+        try:
+            arrays, metadata = load(self.path)
+            if metadata.get("schema") != str(store.SCHEMA):
+                raise ValueError(f"its schema is {metadata.get('schema')}, this program reads {store.SCHEMA}")
+            for name, (kind, shape, first, parts) in json.loads(metadata.get("rings", "{}")).items():
+                self.parts[name] = [Part(*part) for part in parts]
+                arrays[name] = self._read(name, np.zeros(shape, NUMPY[kind]), first)
+            return unpack(json.loads(metadata["skeleton"]), arrays)
+        except (ValueError, KeyError) as error:
+            raise _unreadable(self.path, error) from None
+
+    def remove(self) -> None:
+        """Delete the checkpoint, and then what belongs to it."""
+        self.path.unlink()
+        self._delete_all_but(set())
+
+    def _append(self, name: str, ring: Ring) -> list[Part]:
+        """Write the rows of a ring that are new. Returns its parts."""
+        parts = [part for part in self.parts.get(name, []) if part.last > ring.first]
+        begin = parts[-1].last if parts else ring.first
+        assert begin <= ring.added, f"{name} has lost rows since the last checkpoint"
+        if begin == ring.added:
+            return parts
+        closed = not parts or SHARE * (begin - parts[-1].first) > ring.rows.shape[1]
+        part = Part(begin, begin, 0) if closed else parts.pop()
+        checksum = part.crc32
+        with open(self._file(name, part), "wb" if closed else "r+b") as file:
+            file.seek((begin - part.first) * _row_bytes(ring.rows))
+            file.truncate()
+            for block in _blocks(ring, begin):
+                checksum = zlib.crc32(block, checksum)
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        return [*parts, Part(part.first, ring.added, checksum)]
+
+    def _read(self, name: str, rows: np.ndarray, oldest: int) -> np.ndarray:
+        """Fill `rows` [R, n, W] with those of a ring from number `oldest` on."""
+        size, (runs, places, width) = _row_bytes(rows), rows.shape
+        for part in self.parts[name]:
+            path, checksum = self._file(name, part), 0
+            try:
+                with open(path, "rb") as file:
+                    for first, last in _cuts(part.first, part.last, size):
+                        data = file.read((last - first) * size)
+                        if len(data) < (last - first) * size:
+                            raise ValueError("it is torn")
+                        checksum = zlib.crc32(data, checksum)
+                        block = np.frombuffer(data, rows.dtype).reshape(last - first, runs, width)
+                        numbers = np.arange(max(first, oldest), last)
+                        rows[:, numbers % places] = block[numbers - first].swapaxes(0, 1)
+                if checksum != part.crc32:
+                    raise ValueError("its checksum does not agree")
+            except (ValueError, FileNotFoundError) as error:
+                raise _unreadable(path, error) from None
+        return rows
+
+    def _file(self, name: str, part: Part) -> Path:
+        return self.path.with_name(f"{self.path.stem}.{name}.{part.first}.rows")
+
+    def _delete_all_but(self, wanted: set[Path]) -> None:
+        """Delete the parts that no checkpoint needs, also those of a save that was cut short."""
+        for path in set(self.path.parent.glob(f"{self.path.stem}.*.rows")) - wanted:
+            path.unlink()
+
+
+def _prepared(state: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays and rings of a state by name, and what a file's header says of all else."""
+    arrays: dict[str, Any] = {}
+    skeleton = pack(state, arrays)
+    return arrays, {"schema": str(store.SCHEMA), "skeleton": json.dumps(skeleton)}
+
+
+def _unreadable(path: Path, error: Exception) -> ResultsError:
+    reason = "it is missing" if isinstance(error, FileNotFoundError) else error
+    return ResultsError(f"{path} is not readable ({reason}); delete {path.parent} to train its runs anew")
+
+
+def _row_bytes(rows: Any) -> int:
+    """Of one row of all runs."""
+    return int(rows.shape[0] * rows.shape[2] * rows.dtype.itemsize)
+
+
+def _kind(ring: Ring) -> str:
+    return DTYPES[ring.rows[:, :0].cpu().numpy().dtype.name]
+
+
+def _cuts(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cuts rows first to last - 1 of `size` bytes each into blocks."""
+    step = max(1, BLOCK // size)
+    for begin in range(first, last, step):
+        yield begin, min(begin + step, last)
+
+
+def _blocks(ring: Ring, first: int) -> Iterator[memoryview]:
+    """The bytes of row `first` and all after it, in the order they came in: [R, W] each."""
+    places = ring.rows.shape[1]
+    for begin, end in _cuts(first, ring.added, _row_bytes(ring.rows)):
+        inside = min(end, begin - begin % places + places)  # the next begins at place 0 again
+        for a, b in ((begin, inside), (inside, end)):
+            rows = ring.rows[:, a % places : a % places + b - a]
+            block = np.ascontiguousarray(rows.cpu().numpy().swapaxes(0, 1))
+            yield memoryview(block.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+def pack(value: Any, arrays: dict[str, Any], name: str = "") -> Any:
+    """Split a nested state: arrays, tensors and rings go into `arrays`, what is returned is JSON that refers to them.
 
     Holds dicts, lists, tuples, str, bytes, bool, None, ints of any size, floats with inf and nan, NumPy arrays and
-    scalars, torch tensors.
+    scalars, torch tensors, rings.
     """
     if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
         return value
     if isinstance(value, bytes):
         return {"$bytes": value.hex()}
+    if isinstance(value, Ring):
+        return {"$ring": [_put(value, arrays, name), value.first, value.added]}
     if isinstance(value, (list, tuple)):
         items = [pack(item, arrays, f"{name}.{index}") for index, item in enumerate(value)]
         return {"$tuple": items} if isinstance(value, tuple) else items
@@ -104,11 +245,16 @@ def pack(value: Any, arrays: dict[str, np.ndarray], name: str = "") -> Any:
         kind, value = "$tensor", value.detach().cpu().numpy()
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.name not in DTYPES:
         raise TypeError(f"a checkpoint cannot hold {type(value).__name__} at {name.lstrip('.') or 'the top'}")
+    return {kind: _put(np.asarray(value), arrays, name)}
+
+
+def _put(value: Any, arrays: dict[str, Any], name: str) -> str:
+    """Put a value under a name that is still free; returns that."""
     key = name.lstrip(".") or "value"
     while key in arrays or key == "__metadata__":
         key += "_"
-    arrays[key] = np.asarray(value)
-    return {kind: key}
+    arrays[key] = value
+    return key
 
 
 def unpack(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -132,6 +278,10 @@ def unpack(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             import torch
 
             return torch.from_numpy(arrays[content])
+        case [("$ring", (content, first, added))]:
+            import torch
+
+            return Ring(torch.from_numpy(arrays[content]), first, added)
     return {key: unpack(item, arrays) for key, item in value.items()}
 
 

@@ -1,10 +1,21 @@
-"""What an agent has to save and how, told by names."""
+"""What an agent has to save and how."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
+
+
+class Ring(NamedTuple):
+    """Rows, counted from 0, that never change once they are in: row i lies at i % n, in the place of row i - n.
+
+    A part of a state like any other. But whoever saves it again and again has only to write the rows that are new.
+    """
+
+    rows: Any  # [R, n, W], a tensor: the memory itself, no copy
+    first: int  # the oldest row that counts
+    added: int  # rows so far, those that are gone included
 
 
 class Remembering:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from algorithms.common.memory import Ring
 
 LINE = 64  # bytes of a cache line; a transition fills whole lines, so that drawing it touches no line of another
 WORD = 4  # bytes of a float32
@@ -124,7 +127,7 @@ class Replay:
             f" = {size / 1e6:,.1f} MB when full"
         )
         kind = KINDS[dtype.type]
-        self.rows = torch.zeros(num_runs, capacity, width, dtype=kind, device=device)  # pages are taken as they fill
+        self.rows = zeros((num_runs, capacity, width), kind, device)
         self.offsets = (capacity * np.arange(num_runs))[:, None]  # of a run's rows among all
         self.added = 0  # transitions per run so far
         batch = (num_runs, num_envs)
@@ -223,14 +226,16 @@ class Replay:
         return Transitions(observations, next_observations, numbers[..., :a], numbers[..., a], numbers[..., a + 1])
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on: the part that is filled, without the padding; no copy where it lies in memory."""
-        state = {"rows": self.rows[:, : len(self), : self.used].cpu().numpy(), "added": self.added}
+        """Everything needed to go on: the part that is filled, without the padding; no copy, but the memory itself."""
+        filled = self.rows[:, : len(self), : self.used]
+        state: dict[str, Any] = {"rows": Ring(filled, self.added - len(self), self.added)}
         return state if self.window is None else state | {"window": self.window.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state()` was taken."""
-        self.added = state["added"]
-        self.rows[:, : len(self), : self.used].copy_(torch.from_numpy(state["rows"]))
+        ring: Ring = state["rows"]
+        self.added = ring.added
+        self.rows[:, : len(self), : self.used].copy_(ring.rows)
         if self.window is not None:
             self.window.load_state(state["window"])
 
@@ -331,6 +336,15 @@ class PrioritizedReplay(Replay):
         self.largest = np.array(state["largest"])
         for level, below in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
             np.add(below[:, ::2], below[:, 1::2], out=level)
+
+
+def zeros(shape: tuple[int, ...], kind: torch.dtype, device: str) -> Tensor:
+    """Zeros that begin with a cache line; on a CPU their pages are taken as they fill, all at once by `torch.zeros`."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=kind, device=device)
+    memory = np.zeros(math.prod(shape) * kind.itemsize + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return torch.from_numpy(memory[start : len(memory) - LINE + start]).view(kind).view(shape)
 
 
 def importance_exponent(cfg: Any, env_steps: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis import decisions, decisions_off_policy, decisions_policy, load, verify
+from analysis import decisions, decisions_learning, decisions_off_policy, decisions_policy, load, verify
 from analysis.load import Results
 from analysis.rule import Verdict
 
@@ -98,7 +98,10 @@ DECIDE: dict[str, Callable[..., Claim]] = {
     "S6": by(decisions_policy.variance),
     "S7": by(decisions_policy.entropy),
     "S8": by(decisions_policy.collapse),
+    "S9": by(decisions_learning.trust_region),
     "S10": by(decisions_policy.ppo_over_trpo),
+    "S11": by(decisions_learning.acktr_over_a2c),
+    "S14": by(decisions_learning.workers),
     "T4": by(decisions_policy.figure_3),
     "S22": by(decisions_off_policy.deterministic_over_stochastic),
 }

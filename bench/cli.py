@@ -295,7 +295,10 @@ def speed(arguments: Sequence[str]) -> int:
     """Env steps per second on one core, split into env, act and learn."""
     if not arguments or arguments[0].startswith("-"):
         raise UserError("speed needs an algorithm: speed ALGORITHM --task T --runs 1,10,33")
+    import algorithms
+    from algorithms.common import config
     from bench import plan
+    from bench.rivals import RIVALS
 
     algorithm = arguments[0]
     parser = Parser(prog=f"run_bench.py speed {algorithm}", description=speed.__doc__, allow_abbrev=False)
@@ -303,7 +306,8 @@ def speed(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--runs", type=numbers, default=[1, 10, 33], help="numbers of runs in a group (default 1,10,33)"
     )
-    parser.add_argument("--against", choices=["sb3", "tianshou"], help="measure this beside it, in turns")
+    parser.add_argument("--against", help="measure this beside it, in turns: sb3, tianshou, or another algorithm")
+    parser.add_argument("--against-preset", help="of another algorithm; settings that it has as well are given to both")
     parser.add_argument("--seconds", type=seconds, default=4.0, help="of one turn (default 4)")
     parser.add_argument("--repetitions", type=positive, default=5, help="turns of each (default 5)")
     parser.add_argument("--json", action="store_true")
@@ -312,11 +316,17 @@ def speed(arguments: Sequence[str]) -> int:
     every = settings_of(options, hints)
     if len(every) > 1:
         raise UserError("speed measures one setting at a time; give each option one value")
-    order = {
-        key: getattr(options, key) for key in ("task", "runs", "preset", "against", "seconds", "repetitions", "json")
-    }
-    order |= {"algorithm": algorithm, "overrides": every[0][1]}
+    keys = ("task", "runs", "preset", "against", "against_preset", "seconds", "repetitions", "json")
+    order = {key: getattr(options, key) for key in keys} | {"algorithm": algorithm, "overrides": every[0][1]}
     with_values(lambda: plan.check_supported(algorithm, options.task))
+    if (rival := options.against) and rival not in RIVALS:
+        known = [*RIVALS, *algorithms.names()]
+        if rival not in known:
+            raise UserError(f"--against: there is no {rival!r}{near(rival, known)}; there are: {', '.join(known)}")
+        with_values(lambda: plan.check_supported(rival, options.task))
+        with_values(lambda: config.load_config(rival, options.against_preset))
+    elif options.against_preset:
+        raise UserError("--against-preset is for an algorithm; name one with --against")
     done = subprocess.run([sys.executable, "-m", "bench.speed", json.dumps(order)], cwd=ROOT)
     return 0 if done.returncode == DONE else FELL_SHORT
 
@@ -347,7 +357,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "report": (analysis_command("report"), "report EXPERIMENT: tables, figures and one HTML page"),
     "verify": (analysis_command("verify"), "verify [EXPERIMENT|all]: published against measured"),
     "ship": (analysis_command("load", "ship_main"), "ship EXPERIMENT [--partial]: runs into results/reference/"),
-    "speed": (speed, "speed ALGORITHM --task T --runs 1,10,33 [--against sb3|tianshou]: env steps per second"),
+    "speed": (
+        speed,
+        "speed ALGORITHM --task T --runs 1,10,33 [--against sb3|tianshou|ALGORITHM]: env steps per second",
+    ),
 }
 
 

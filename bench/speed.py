@@ -1,4 +1,4 @@
-"""Env steps per second on one core, by number of runs, beside another library in the same call.
+"""Env steps per second on one core, by number of runs, beside another library or algorithm in the same call.
 
 A process of its own (`python -m bench.speed JSON`), set up like a worker: one thread, torch configured the same. The
 contestants take turns, so that a change in the machine's load meets all of them; medians over the turns are reported.
@@ -6,6 +6,7 @@ contestants take turns, so that a change in the machine's load meets all of them
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -45,14 +46,32 @@ def ours(algorithm: str, cfg: Any, task: str, runs: int) -> Contestant:
     return train
 
 
+def config_of_rival(order: Mapping[str, Any]) -> Any:
+    """The configuration of another algorithm of ours: its own preset, and of the overrides those that it knows."""
+    name = order["against"]
+    known = {field.name for field in dataclasses.fields(config.config_class(name))}
+    shared = {key: value for key, value in order["overrides"].items() if key in known}
+    return config.load_config(name, order["against_preset"], shared)
+
+
 def measure(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Median env steps per second of every contestant over interleaved turns; for ours, microseconds by part."""
-    algorithm, task = order["algorithm"], order["task"]
+    """Median env steps per second of every contestant over interleaved turns; for ours, microseconds by part.
+
+    Of a contestant that has another beside it, `times` is how many times as many env steps it makes, and `learn_times`,
+    if both are ours, how many times as long it learns from one.
+    """
+    algorithm, task, rival = order["algorithm"], order["task"], order["against"]
     cfg = config.load_config(algorithm, order["preset"], order["overrides"])
     computing = runtime.configure_torch("cpu")
     contestants = {f"R = {runs}": ours(algorithm, cfg, task, runs) for runs in order["runs"]}
-    if rival := order["against"]:
+    beside = {}  # contestant -> the one that it is compared with
+    if rival in RIVALS:
+        beside = dict.fromkeys(contestants, rival)
         contestants[rival] = RIVALS[rival](algorithm, cfg, task)
+    elif rival:
+        beside = {name: f"{rival} {name}" for name in contestants}
+        for runs in order["runs"]:
+            contestants[f"{rival} R = {runs}"] = ours(rival, config_of_rival(order), task, runs)
     for train in contestants.values():  # warms up
         train(0.0)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in contestants}
@@ -73,27 +92,35 @@ def measure(order: Mapping[str, Any]) -> dict[str, Any]:
             whole = 1e6 * median(turn.seconds / turn.env_steps for turn in turns)
             row["us"]["rest"] = max(whole - sum(row["us"].values()), 0.0)
         rows.append(row)
-    if rival:
-        for row in rows[:-1]:
-            row["times"] = row["env_steps_per_second"] / rows[-1]["env_steps_per_second"]
-    facts = {key: order[key] for key in ("algorithm", "task", "preset", "against", "repetitions", "seconds")}
-    return facts | {"config": config.to_dict(cfg), "computing": computing, "rows": rows}
+    by_name = {row["name"]: row for row in rows}
+    for name, other in beside.items():
+        row, its = by_name[name], by_name[other]
+        row["times"] = row["env_steps_per_second"] / its["env_steps_per_second"]
+        if "us" in its:
+            row["learn_times"] = row["us"]["learn"] / its["us"]["learn"]
+    keys = ("algorithm", "task", "preset", "against", "against_preset", "repetitions", "seconds")
+    facts = {key: order[key] for key in keys} | {"config": config.to_dict(cfg)}
+    if rival and rival not in RIVALS:
+        facts["against_config"] = config.to_dict(config_of_rival(order))
+    return facts | {"computing": computing, "rows": rows}
 
 
 def show(found: Mapping[str, Any]) -> None:
     """Print the measurement as a table."""
     turns = f"median of {found['repetitions']} turns of {found['seconds']:g} s"
     print(f"{found['algorithm']} on {found['task']}, one core, {turns}; us of one env step by part")
-    heads = [*PARTS, "rest"]
-    rival = f"x {found['against']}" if found["against"] else ""
-    print(f"{'':8} {'env steps/s':>12} {'low':>9} {'high':>9}", *(f"{head:>8}" for head in heads), f"{rival:>7}")
+    heads, width = [*PARTS, "rest"], max(len(row["name"]) for row in found["rows"])
+    ratios = {"times": f"x {found['against']}", "learn_times": f"learn x {found['against']}"}
+    ratios = {key: head for key, head in ratios.items() if any(key in row for row in found["rows"])}
+    titles = [*(f"{head:>8}" for head in heads), *ratios.values()]
+    print(f"{'':{width}} {'env steps/s':>12} {'low':>9} {'high':>9}", *titles)
     for row in found["rows"]:
         parts = [f"{row['us'][head]:8.2f}" if "us" in row else " " * 8 for head in heads]
-        ratio = f"{row['times']:7.1f}" if "times" in row else ""
+        against = [f"{row[key]:{len(head)}.2f}" if key in row else "" for key, head in ratios.items()]
         print(
-            f"{row['name']:8} {row['env_steps_per_second']:12,.0f} {row['low']:9,.0f} {row['high']:9,.0f}",
+            f"{row['name']:{width}} {row['env_steps_per_second']:12,.0f} {row['low']:9,.0f} {row['high']:9,.0f}",
             *parts,
-            ratio,
+            *against,
         )
 
 

@@ -49,6 +49,10 @@ WRONG = [
     (["speed", "ppo", "--task", "Nothing-v1"], "Nothing-v1"),
     (["speed", "dqn", "--task", "Pendulum-v1"], "discrete"),
     (["speed", "ppo", "--task", "CartPole-v1", "--runs", "0"], "at least 1"),
+    (["speed", "ppo", "--task", "CartPole-v1", "--against", "ackr"], "did you mean acktr"),
+    (["speed", "ppo", "--task", "CartPole-v1", "--against", "ddpg"], "discrete"),
+    (["speed", "ppo", "--task", "CartPole-v1", "--against", "a2c", "--against-preset", "baseline"], "baselines"),
+    (["speed", "ppo", "--task", "CartPole-v1", "--against-preset", "baselines"], "name one with --against"),
 ]
 
 
@@ -143,3 +147,19 @@ def test_speed(bench: Bench) -> None:
         assert row["low"] <= row["env_steps_per_second"] <= row["high"]
         assert set(row["us"]) == {"env", "act", "learn", "rest"}
         assert sum(row["us"].values()) == pytest.approx(1e6 / row["env_steps_per_second"], rel=0.2)
+
+
+def test_speed_of_two_of_ours(bench: Bench) -> None:
+    given = ["--task", "CartPole-v1", "--runs", "1,2", "--seconds", "0.05", "--repetitions", "1"]
+    given += ["--num-envs", "2", "--num-steps", "10", "--num-value-steps", "3"]  # A2C has no such number
+    code, output = bench("speed", "acktr", *given, "--against", "a2c", "--against-preset", "sb3", "--json")
+    assert code == 0, output
+    found = json.loads(output)
+    assert [row["name"] for row in found["rows"]] == ["R = 1", "R = 2", "a2c R = 1", "a2c R = 2"]
+    both = {key: (found["config"][key], found["against_config"][key]) for key in ("num_envs", "num_steps", "ent_coef")}
+    assert both == {"num_envs": (2, 2), "num_steps": (10, 10), "ent_coef": (0.0, 0.0)}
+    assert found["against_config"]["initialization"] == "orthogonal"  # its own preset's
+    for row, its in zip(found["rows"][:2], found["rows"][2:], strict=True):
+        assert row["times"] == pytest.approx(row["env_steps_per_second"] / its["env_steps_per_second"])
+        assert row["learn_times"] == pytest.approx(row["us"]["learn"] / its["us"]["learn"])
+        assert "times" not in its

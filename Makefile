@@ -2,6 +2,8 @@
 # long as well. All make .venv first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Processes that test: one more than two cores, as the tests of `run` wait for workers of their own.
+WORKERS ?= 3
 
 .PHONY: bench test test-all lint clean
 
@@ -10,10 +12,10 @@ bench: .venv/installed
 	$(BIN)/python run_bench.py report quick
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

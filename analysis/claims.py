@@ -1,7 +1,8 @@
 """The claims of the field as data (analysis/claims.toml), and the verdicts on those that an experiment decides.
 
 A claim is `open` until an experiment that decides it has results; then it `holds`, `fails` or is `inconclusive`, always
-with the numbers it rests on. A claim that fails here is a result, and stands beside the claim in the report.
+with the numbers it rests on. A claim that fails here is a result, and stands beside the claim in the report. Of a claim
+that several experiments decide together, the others' part is taken from their shipped results.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ FILE = Path(__file__).with_name("claims.toml")
 class Claim:
     """One row of analysis/claims.toml, and what became of it.
 
-    decided_by: how it is put to the test, in words; experiment: whose runs decide it ("": none yet); status: holds,
-    fails, inconclusive or open; evidence: the numbers behind the status.
+    decided_by: how it is put to the test, in words; experiments: whose runs decide it (in the file `experiment`, a name
+    or a list; none yet: empty); status: holds, fails, inconclusive or open; evidence: the numbers behind the status.
     """
 
     id: str
     statement: str
     source: str
     decided_by: str
-    experiment: str = ""
+    experiments: tuple[str, ...] = ()
     status: str = "open"
     evidence: str = ""
 
@@ -40,14 +41,18 @@ class Claim:
 def claims() -> list[Claim]:
     """Every row of analysis/claims.toml, as written: all open. Sources are spelled out."""
     read = tomllib.loads(FILE.read_text())
-    names = read["sources"]
-    rows = [Claim(**row) for row in read["claims"]]
-    return [replace(row, source=re.sub(r"\bL\d\b", lambda match: names[match.group()], row.source)) for row in rows]
+    names, found = read["sources"], []
+    for row in read["claims"]:
+        experiments = row.pop("experiment", [])
+        row["experiments"] = (experiments,) if isinstance(experiments, str) else tuple(experiments)
+        row["source"] = re.sub(r"\bL\d\b", lambda match: names[match.group()], row["source"])
+        found.append(Claim(**row))
+    return found
 
 
 def evaluate(results: Results, found: Sequence[Verdict] | None = None) -> list[Claim]:
     """The claims that this experiment decides, with status and evidence; `found`: its verdicts, where known."""
-    mine = [claim for claim in claims() if claim.experiment == results.name and claim.id in DECIDE]
+    mine = [claim for claim in claims() if results.name in claim.experiments and claim.id in DECIDE]
     if not mine:
         return []
     return [DECIDE[claim.id](claim, results, found) for claim in mine]
@@ -85,11 +90,37 @@ def by(decision: Callable[[Results], decisions.Decision]) -> Callable[..., Claim
     return decided
 
 
+def by_parts(**parts: Callable[[Results], decisions.Decision]) -> Callable[..., Claim]:
+    """A statement of several parts, experiment -> decision: each is decided from that experiment's runs.
+
+    It fails if one part fails, is open while one is open, holds if all hold, and is else inconclusive.
+    """
+
+    def decided(claim: Claim, results: Results, found: Sequence[Verdict] | None = None) -> Claim:
+        said: dict[str, decisions.Decision] = {}
+        for name, decision in parts.items():
+            folder = load.REFERENCE / name
+            if name == results.name:
+                said[name] = decision(results)
+            elif (folder / "scores.csv").is_file():
+                said[name] = decision(load.load(folder))
+            else:
+                said[name] = "open", "no shipped results yet"
+        every = [status for status, _ in said.values()]
+        status = next((one for one in ("fails", "open", "inconclusive") if one in every), "holds")
+        return replace(claim, status=status, evidence="; ".join(f"{name}: {told}" for name, (_, told) in said.items()))
+
+    return decided
+
+
 DECIDE: dict[str, Callable[..., Claim]] = {
     "T1": ppo_table1,
     "S1": by(decisions.cliff),
     "S2": by(decisions.random_walk),
-    "S3": by(decisions.overestimation),
+    "S3": by_parts(
+        overestimation=decisions.overestimation,
+        overestimation_actor_critic=decisions_off_policy.twin_critics,
+    ),
     "S4": by(decisions.rainbow),
     "S5": by(decisions.single_parts),
     "S12": by(decisions_policy.synchronous),
@@ -104,4 +135,10 @@ DECIDE: dict[str, Callable[..., Claim]] = {
     "S14": by(decisions_learning.workers),
     "T4": by(decisions_policy.figure_3),
     "S22": by(decisions_off_policy.deterministic_over_stochastic),
+    "S15": by(decisions_off_policy.ddpg_parts),
+    "S16": by(decisions_off_policy.sample_efficiency),
+    "S17": by(decisions_off_policy.td3_parts),
+    "S18": by(decisions_off_policy.temperature),
+    "S19": by(decisions_off_policy.tqc_over_sac),
+    "S25": by_parts(sac_discrete=decisions_off_policy.sac_works, sac_continuous=decisions_off_policy.sac_works),
 }

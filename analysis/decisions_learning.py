@@ -19,11 +19,12 @@ ROUNDING = 1e-5  # relative, of a KL in a shipped table, which has six digits
 
 
 def cvar_of_drawdown(values: np.ndarray) -> float:
-    """How far a curve [C] falls, in shares of its rise: "long-term risk across time" of arXiv:1912.05663, section 3.2.
+    """How far a curve [C] falls, in shares of its rise: "long-term risk across time: CVaR on drawdown" of
+    arXiv:1912.05663, as its code has it (google-research/rl-reliability-metrics@3f3aea4 metric_utils.py).
 
     The drawdown at a point is the highest value up to there minus the value, and its conditional value at risk the mean
     of the largest 5 %, those at or above their 95th percentile. It is divided by the curve's range, the 95th percentile
-    of its values minus the first one, as there; a curve that does not rise has an infinite risk.
+    of its values minus the first one; a curve that does not rise has an infinite risk.
     """
     drawdown = np.maximum.accumulate(values) - values
     worst = drawdown[drawdown >= np.percentile(drawdown, 100 * (1 - TAIL))]

@@ -1,9 +1,12 @@
-"""Replay memories of R runs: the last transitions of each, drawn uniformly or by priority; they may span n steps."""
+"""Replay memories of R runs: the last transitions of each, drawn uniformly or by priority; they may span n steps.
+
+Where observations are small, both of a transition lie beside its other numbers. Large ones are kept once
+(`common.observations`).
+"""
 
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +14,10 @@ import torch
 from torch import Tensor
 
 from algorithms.common.memory import Ring
+from algorithms.common.observations import Observations, whole_lines, zeros
 
-LINE = 64  # bytes of a cache line; a transition fills whole lines, so that drawing it touches no line of another
 WORD = 4  # bytes of a float32
-KINDS = {np.float32: torch.float32, np.uint8: torch.uint8}  # what observations may be kept in
+PLACE = np.dtype(np.int32)  # of an observation that is kept elsewhere
 
 
 class Transitions(NamedTuple):
@@ -88,6 +91,40 @@ class Window:
         self.added = state["added"]
 
 
+class Layout(NamedTuple):
+    """Where the parts of a row are, in elements of `dtype`. Rows fill whole cache lines: drawing one touches no other.
+
+    A row is: observation, next observation, (filled up to a float,) actions, reward, discount, padding. Where that
+    saves a third of the memory or more, the observations are kept elsewhere, each once, and the row has their places:
+    of images half is saved, while two lines of small ones are drawn faster together than each for itself.
+    """
+
+    dtype: np.dtype[Any]
+    size: int  # of one observation, or of its place
+    split: int  # where the floats begin
+    used: int  # where they end
+    width: int  # of the row
+    once: bool  # whether observations are kept elsewhere
+
+    @classmethod
+    def of(cls, observation_size: int, action_size: int, dtype: np.dtype[Any]) -> Layout:
+        """The one for such transitions. It depends on sizes alone, and nothing that is drawn depends on it."""
+        both, places = cls._row(observation_size, action_size, dtype), cls._row(1, action_size, PLACE, once=True)
+        alone = Observations.width(observation_size, dtype) * dtype.itemsize
+        return places if 3 * (places.bytes + alone) <= 2 * both.bytes else both
+
+    @classmethod
+    def _row(cls, size: int, action_size: int, dtype: np.dtype[Any], once: bool = False) -> Layout:
+        item, split = dtype.itemsize, -(-2 * size * dtype.itemsize // WORD) * WORD
+        used = split + (action_size + 2) * WORD
+        return cls(dtype, size, split // item, used // item, whole_lines(used) // item, once)
+
+    @property
+    def bytes(self) -> int:
+        """Of a row."""
+        return self.width * self.dtype.itemsize
+
+
 class Replay:
     """The last `capacity` transitions of each run: a ring of rows [R, capacity, width], one row per transition.
 
@@ -95,8 +132,7 @@ class Replay:
     Of every environment one row per step comes in, `n_steps` - 1 steps after it began.
 
     `observation_dtype` np.uint8 keeps observations that are whole numbers in 0..255 in a quarter of the space; they are
-    drawn as float32 all the same. A row is: observations, next observations, (filled up to a float,) actions, reward,
-    discount, padding.
+    drawn as float32 all the same.
     """
 
     def __init__(
@@ -117,51 +153,52 @@ class Replay:
             raise ValueError(f"n_steps is {n_steps}; a transition spans at least one step")
         self.num_runs, self.capacity, self.num_envs = num_runs, capacity, num_envs
         self.gamma = np.array(gamma, np.float64).reshape(num_runs, 1)
-        self.observation_size, self.action_size = observation_size, action_size
-        self.dtype = dtype = np.dtype(observation_dtype)
-        self.split, self.used = self._extent(observation_size, action_size, dtype)
-        width = self.width(observation_size, action_size, observation_dtype)
-        size = self.size_in_bytes(num_runs, capacity, observation_size, action_size, observation_dtype)
+        self.action_size, dtype = action_size, np.dtype(observation_dtype)
+        self.layout = layout = Layout.of(observation_size, action_size, dtype)
+        size, more = self.size_in_bytes(
+            num_runs, capacity, num_envs, observation_size, action_size, n_steps, observation_dtype
+        )
         logging.getLogger(__name__).info(
             f"replay memory: {num_runs} runs x {capacity:,} transitions x {size / num_runs / capacity:.0f} bytes"
             f" = {size / 1e6:,.1f} MB when full"
+            + (f", and at most {more / 1e6:,.1f} MB for the last observations of episodes" if more else "")
         )
-        kind = KINDS[dtype.type]
-        self.rows = zeros((num_runs, capacity, width), kind, device)
+        self.rows = zeros((num_runs, capacity, layout.width), layout.dtype, device)
         self.offsets = (capacity * np.arange(num_runs))[:, None]  # of a run's rows among all
         self.added = 0  # transitions per run so far
-        batch = (num_runs, num_envs)
-        self.window = (
-            Window(n_steps, self.gamma, batch, observation_size, action_size, observation_dtype)
-            if n_steps > 1
-            else None
-        )
+        self.observations: Observations | None = None
+        self.window: Window | None = None
+        if layout.once:
+            steps = self._steps(capacity, num_envs, n_steps)
+            self.observations = Observations(num_runs, steps, num_envs, observation_size, dtype, device)
+        if n_steps > 1:
+            batch = num_runs, num_envs
+            self.window = Window(n_steps, self.gamma, batch, layout.size, action_size, layout.dtype.type)
 
     @staticmethod
-    def _extent(observation_size: int, action_size: int, dtype: np.dtype[Any]) -> tuple[int, int]:
-        """Where in a row the floats after its observations begin, and where they end, in elements of `dtype`."""
-        split = -(-2 * observation_size * dtype.itemsize // WORD) * WORD
-        return split // dtype.itemsize, (split + (action_size + 2) * WORD) // dtype.itemsize
-
-    @classmethod
-    def width(cls, observation_size: int, action_size: int, observation_dtype: type[np.generic] = np.float32) -> int:
-        """Elements of a row, padding included."""
-        dtype = np.dtype(observation_dtype)
-        used = cls._extent(observation_size, action_size, dtype)[1]
-        return -(-used * dtype.itemsize // LINE) * LINE // dtype.itemsize
+    def _steps(capacity: int, num_envs: int, n_steps: int) -> int:
+        """Through how many steps of the environments a full memory's transitions go."""
+        return capacity // num_envs + n_steps - 1
 
     @classmethod
     def size_in_bytes(
         cls,
         num_runs: int,
         capacity: int,
+        num_envs: int,
         observation_size: int,
         action_size: int,
+        n_steps: int = 1,
         observation_dtype: type[np.generic] = np.float32,
-    ) -> int:
-        """What a full memory takes."""
-        width = cls.width(observation_size, action_size, observation_dtype)
-        return num_runs * capacity * width * np.dtype(observation_dtype).itemsize
+    ) -> tuple[int, int]:
+        """What a full memory takes; what the last observations of episodes take beside it, were all of them short."""
+        dtype = np.dtype(observation_dtype)
+        layout, steps = Layout.of(observation_size, action_size, dtype), cls._steps(capacity, num_envs, n_steps)
+        rows = num_runs * capacity * layout.bytes
+        if not layout.once:
+            return rows, 0
+        seen, finals = Observations.size_in_bytes(num_runs, steps, num_envs, observation_size, dtype)
+        return rows + seen, finals
 
     def __len__(self) -> int:
         """Transitions of a run that can be drawn."""
@@ -180,6 +217,9 @@ class Replay:
         batch = (self.num_runs, self.num_envs)
         observations, next_observations = (x.reshape(*batch, -1) for x in (observations, next_observations))
         actions = actions.reshape(*batch, -1)
+        if self.observations is not None:  # their places are what is remembered with a step
+            ends = terminations | truncations
+            observations, next_observations = self.observations.add(observations, next_observations, ends)
         if self.window is None:
             self._write(observations, actions, rewards, next_observations, np.where(terminations, 0.0, self.gamma))
             return
@@ -196,12 +236,12 @@ class Replay:
         discounts: np.ndarray,
     ) -> None:
         """One transition of every environment, [R, N, ...], into the ring."""
-        o, a = self.observation_size, self.action_size
+        layout, o, a = self.layout, self.layout.size, self.action_size
         start = self.added % self.capacity
         place = self.rows[:, start : start + self.num_envs]
-        rows = place.numpy() if not place.is_cuda else np.zeros(place.shape, self.dtype)
+        rows = place.numpy() if not place.is_cuda else np.zeros(place.shape, layout.dtype)
         rows[..., :o], rows[..., o : 2 * o] = observations, next_observations
-        numbers = rows[..., self.split : self.used].view(np.float32)
+        numbers = rows[..., layout.split : layout.used].view(np.float32)
         numbers[..., :a], numbers[..., a], numbers[..., a + 1] = actions, rewards, discounts
         if place.is_cuda:
             place.copy_(torch.from_numpy(rows))
@@ -218,26 +258,33 @@ class Replay:
         """Rows `indices` [R, B] of every run."""
         if not self.added:
             raise RuntimeError("nothing is in the replay memory yet: draw after the first n_steps steps")
-        o, a = self.observation_size, self.action_size
+        layout, o, a = self.layout, self.layout.size, self.action_size
         index = torch.from_numpy((indices + self.offsets).reshape(-1)).to(self.rows.device)
         drawn = self.rows.view(-1, self.rows.shape[2]).index_select(0, index).view(*indices.shape, -1)
-        observations, next_observations = drawn[..., :o].float(), drawn[..., o : 2 * o].float()
-        numbers = drawn[..., self.split : self.used].view(torch.float32)
+        if self.observations is None:
+            observations, next_observations = drawn[..., :o].float(), drawn[..., o : 2 * o].float()
+        else:
+            observations, next_observations = self.observations.read(drawn[..., :2].cpu().numpy())
+        numbers = drawn[..., layout.split : layout.used].view(torch.float32)
         return Transitions(observations, next_observations, numbers[..., :a], numbers[..., a], numbers[..., a + 1])
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: the part that is filled, without the padding; no copy, but the memory itself."""
-        filled = self.rows[:, : len(self), : self.used]
+        filled = self.rows[:, : len(self), : self.layout.used]
         state: dict[str, Any] = {"rows": Ring(filled, self.added - len(self), self.added)}
-        return state if self.window is None else state | {"window": self.window.state()}
+        return state | {name: part.state() for name, part in self._parts().items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state()` was taken."""
         ring: Ring = state["rows"]
         self.added = ring.added
-        self.rows[:, : len(self), : self.used].copy_(ring.rows)
-        if self.window is not None:
-            self.window.load_state(state["window"])
+        self.rows[:, : len(self), : self.layout.used].copy_(ring.rows)
+        for name, part in self._parts().items():
+            part.load_state(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"observations": self.observations, "window": self.window}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 class PrioritizedReplay(Replay):
@@ -266,17 +313,10 @@ class PrioritizedReplay(Replay):
         return (capacity - 1).bit_length()
 
     @classmethod
-    def size_in_bytes(
-        cls,
-        num_runs: int,
-        capacity: int,
-        observation_size: int,
-        action_size: int,
-        observation_dtype: type[np.generic] = np.float32,
-    ) -> int:
-        """What a full memory takes, the tree included."""
-        rows = super().size_in_bytes(num_runs, capacity, observation_size, action_size, observation_dtype)
-        return rows + num_runs * (2 ** (cls._depth(capacity) + 1) - 1) * 8
+    def size_in_bytes(cls, num_runs: int, capacity: int, *sizes: Any, **options: Any) -> tuple[int, int]:
+        """As of any memory, the tree included."""
+        rows, more = super().size_in_bytes(num_runs, capacity, *sizes, **options)
+        return rows + num_runs * (2 ** (cls._depth(capacity) + 1) - 1) * 8, more
 
     def _write(self, *transition: np.ndarray) -> None:
         places = self.added % self.capacity + np.arange(self.num_envs)
@@ -336,15 +376,6 @@ class PrioritizedReplay(Replay):
         self.largest = np.array(state["largest"])
         for level, below in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
             np.add(below[:, ::2], below[:, 1::2], out=level)
-
-
-def zeros(shape: tuple[int, ...], kind: torch.dtype, device: str) -> Tensor:
-    """Zeros that begin with a cache line; on a CPU their pages are taken as they fill, all at once by `torch.zeros`."""
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=kind, device=device)
-    memory = np.zeros(math.prod(shape) * kind.itemsize + LINE, np.uint8)
-    start = -memory.ctypes.data % LINE
-    return torch.from_numpy(memory[start : len(memory) - LINE + start]).view(kind).view(shape)
 
 
 def importance_exponent(cfg: Any, env_steps: int) -> np.ndarray:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
 import warnings
 from bisect import bisect_right
 from collections import deque
 from fractions import Fraction
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from cases import advance, assert_same, make, outcome
 
-from algorithms.common.replay import PrioritizedReplay, Replay, Window, power
+from algorithms.common.observations import zeros
+from algorithms.common.replay import PLACE, Layout, PrioritizedReplay, Replay, Window, power
 from algorithms.common.schedules import crossings, linear
 
 SIZES = OBSERVATION, ACTION = 3, 1
@@ -176,14 +181,42 @@ def test_the_largest_number_below_one_stays_inside() -> None:
 
 
 def test_a_row_takes_whole_cache_lines_and_the_size_is_known_beforehand() -> None:
-    assert Replay.width(4, 1) == 16 and Replay.width(6, 1) == 16 and Replay.width(17, 6) == 48
-    assert Replay.size_in_bytes(10, 10_000, 4, 1) == 10 * 10_000 * 64
-    assert Replay.width(400, 1, np.uint8) == 832 and Replay.width(3, 1, np.uint8) == 64  # 800 + 12, 6 + 2 + 12
-    assert Replay.size_in_bytes(10, 10_000, 400, 1, np.uint8) == 10 * 10_000 * 832
-    for sizes in ((4, 1), (3, 2), (26, 1), (27, 1)):
-        for dtype in (np.float32, np.uint8):
-            replay = Replay(3, 40, 2, *sizes, np.ones(3), 1, dtype)
-            assert replay.rows.numel() * replay.rows.element_size() == Replay.size_in_bytes(3, 40, *sizes, dtype)
+    for sizes, dtype, bytes_of_one in (
+        ((4, 1), np.float32, 64),  # CartPole
+        ((6, 1), np.float32, 64),
+        ((11, 3), np.float32, 128),  # Hopper
+        ((17, 6), np.float32, 192),  # HalfCheetah
+        ((105, 8), np.float32, 64 + 448),  # Ant
+        ((400, 1), np.uint8, 64 + 448),  # MinAtar; both in one row would be 800 + 12
+        ((84 * 84 * 4, 1), np.uint8, 64 + 28_224),  # Atari
+        ((3, 1), np.uint8, 64),
+        ((26, 1), np.float32, 256),
+    ):
+        once = bytes_of_one > 256
+        assert Layout.of(*sizes, np.dtype(dtype)).once is once
+        for envs, n_steps in ((1, 1), (2, 3)):
+            replay = Replay(3, 40, envs, *sizes, np.ones(3), n_steps, dtype)
+            size, more = Replay.size_in_bytes(3, 40, envs, *sizes, n_steps, dtype)
+            extra = envs * n_steps * (bytes_of_one - 64) if once else 0  # where the last step led, and n - 1 before
+            assert size == 3 * (40 * bytes_of_one + extra)
+            found = replay.rows.numel() * replay.rows.element_size()
+            if replay.observations is not None:
+                seen, finals = replay.observations.seen, replay.observations.finals
+                found += seen.numel() * seen.element_size()
+                assert finals.numel() * finals.element_size() <= more < 3 * 2 * (40 + 2 * envs) * (bytes_of_one - 64)
+            assert found == size and bool(more) is once
+
+
+def test_zeros_take_pages_as_they_fill() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident() if Path("/proc/self/statm").exists() else 0
+    found = zeros((2, 1000, 100_000), np.dtype(np.float32), "cpu")  # 800 MB
+    assert found.shape == (2, 1000, 100_000) and found.dtype == torch.float32 and found.is_contiguous()
+    assert found.data_ptr() % 64 == 0 and not found[:, ::100, ::10_000].any()
+    if before:
+        assert resident() - before < 200e6
 
 
 @pytest.mark.parametrize("kind", [Replay, PrioritizedReplay])
@@ -204,12 +237,160 @@ def test_the_size_is_told_before_it_is_taken(
     assert [expected in message for message in caplog.messages] == [True]
 
 
+def test_the_size_tells_of_the_last_observations_of_episodes(caplog: pytest.LogCaptureFixture) -> None:
+    """1,000 rows of 64 bytes and 1,001 observations of 448 in each run; 2,048 of those for the ends of both."""
+    caplog.set_level(logging.INFO, "algorithms")
+    Replay(2, 1000, 1, 400, 1, GAMMAS[:2], 1, np.uint8)
+    expected = "2 runs x 1,000 transitions x 512 bytes = 1.0 MB when full, and at most 0.9 MB for the last observations"
+    assert [expected in message for message in caplog.messages] == [True]
+
+
 def test_a_checkpoint_holds_only_what_is_filled() -> None:
     for dtype, used in ((np.float32, 2 * OBSERVATION + ACTION + 2), (np.uint8, 8 + 4 * (ACTION + 2))):
         replay = Replay(2, 1000, 1, *SIZES, GAMMAS[:2], 1, dtype)
         for _ in range(7):
             replay.add(*step(np.random.default_rng(0), 2, 1, dtype))
         assert replay.state()["rows"].rows.shape == (2, 7, used)
+
+
+# --------------------------------------------------------------------------------------- each observation once
+class Walk:
+    """Steps that follow each other as those of environments do.
+
+    From the 60th on, run 1 is parked, and what the last one sees is not a number.
+    Few episodes end at first, then many, then few again; of the ends, some are time limits, some both.
+    """
+
+    def __init__(self, runs: int, envs: int, dtype: type):
+        self.rng, self.shape, self.dtype, self.steps = np.random.default_rng(runs), (runs, envs, OBSERVATION), dtype, 0
+        self.observations = self.drawn()
+
+    def drawn(self) -> np.ndarray:
+        if self.dtype == np.uint8:
+            return self.rng.integers(0, 256, self.shape).astype(np.float32)
+        return self.rng.standard_normal(self.shape, np.float32) * self.rng.integers(-1, 2, self.shape)  # with -0.0
+
+    def __call__(self) -> tuple[np.ndarray, ...]:
+        self.steps += 1
+        share = 0.4 if 60 < self.steps < 90 else 0.04
+        terminations, truncations = self.rng.random((2, *self.shape[:2])) < share
+        successors, rewards = self.drawn(), self.rng.standard_normal(self.shape[:2])
+        if self.steps > 60:
+            if self.dtype == np.float32:
+                successors[-1] = np.nan
+            if len(successors) > 1:
+                successors[1], rewards[1] = self.observations[1], 0.0
+                terminations[1] = truncations[1] = False
+        begun, ends = self.observations, terminations | truncations
+        self.observations = np.where(ends[..., None], self.drawn(), successors)
+        return begun, self.rng.integers(0, 4, self.shape[:2]), rewards, successors, terminations, truncations
+
+
+LAYOUTS = Layout._row, lambda o, a, dtype: Layout._row(1, a, PLACE, once=True)  # both in a row; each kept once
+
+
+def either_way(monkeypatch: pytest.MonkeyPatch, kind: Any, *sizes: Any, **options: Any) -> list[Any]:
+    """The same memory twice."""
+    memories = []
+    for layout in LAYOUTS:
+        monkeypatch.setattr(Layout, "of", layout)
+        memories.append(kind(*sizes, **options))
+    assert [memory.layout.once for memory in memories] == [False, True]
+    return memories
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize(("runs", "capacity", "envs"), [(1, 5, 1), (3, 24, 1), (3, 24, 3), (2, 6, 6)])
+def test_what_is_drawn_does_not_depend_on_the_layout(
+    runs: int, capacity: int, envs: int, n_steps: int, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def memories() -> list[Replay]:
+        return either_way(monkeypatch, Replay, runs, capacity, envs, *SIZES, GAMMAS[:runs], n_steps, dtype)
+
+    (plain, once), walk, rng = memories(), Walk(runs, envs, dtype), np.random.default_rng(0)
+    once.observations.kept = once.observations.oldest = 2**31 - 9  # numbers of final observations are counted anew
+    most = 0
+    for t in range(150):
+        transition = walk()
+        plain.add(*transition), once.add(*transition)
+        if rng.random() < 0.05:  # go on in another memory
+            state, (_, once) = once.state(), memories()
+            for _ in range(3):
+                once.add(*Walk(runs, envs, dtype)())
+                once.observations.ended[:] = True
+            once.load_state(state)
+        if t >= n_steps:
+            uniform = rng.random((runs, 30))
+            assert same_bits(plain.sample(uniform), once.sample(uniform)), t
+        kept, ends = once.observations, runs * (capacity + envs * (n_steps - 1))
+        most = max(most, kept.kept - kept.oldest)
+        assert most <= ends and runs * envs <= len(kept.finals) <= max(2 * most, 2 * runs * envs)
+    assert plain.added == once.added and kept.kept > 2**31
+    assert most > runs * envs or capacity == envs  # it has grown
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_what_is_drawn_by_priority_does_not_depend_on_the_layout(n_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = 3, 24, 2, *SIZES, GAMMAS[:3], n_steps
+    memories, walk = either_way(monkeypatch, PrioritizedReplay, *sizes, alpha=ALPHAS[:3]), Walk(3, 2, np.float32)
+    rng = np.random.default_rng(0)
+    for t in range(120):
+        transition, uniform, td_errors = walk(), rng.random((3, 8)), torch.from_numpy(rng.standard_normal((3, 8)))
+        for memory in memories:
+            memory.add(*transition)
+        if t >= n_steps:
+            (plain, *one), (once, *other) = (memory.sample(uniform, BETAS[:3]) for memory in memories)
+            assert same_bits((*plain, *one), (*once, *other))
+            for memory in memories:
+                memory.update(one[0], td_errors)
+
+
+def test_an_agent_learns_the_same_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On images, with three steps at a time and one of two runs parked; after a pause as well."""
+    sizes = {"convolutions": "minatar", "hidden_sizes": (8,), "batch_size": 4, "buffer_size": 60, "train_period": 10}
+    runs = [sizes | {"n_steps": 3, "learning_starts": 20, "learning_rate": rate} for rate in (0.01, 0.1)]
+    results = []
+    for layout in LAYOUTS:
+        monkeypatch.setattr(Layout, "of", layout)
+        agent = make("nstep_dqn", "MinAtar-Breakout-v1", runs, [4, 5])
+        advance(agent, 50)
+        agent.envs.park(1)
+        state, envs = copy.deepcopy((agent.state(), agent.envs.state()))
+        results.append(outcome(agent, advance(agent, 50)))
+        assert agent.replay.layout.once is (len(results) == 2)
+    agent.load_state(state)
+    agent.envs.load_state(envs)
+    results.append(outcome(agent, advance(agent, 50)))
+    for others in results[1:]:
+        for one, other in zip(results[0], others, strict=True):
+            assert_same(one, other)
+
+
+def test_a_step_that_does_not_follow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, once = either_way(monkeypatch, Replay, 2, 10, 1, *SIZES, GAMMAS[:2])
+    first, second = (step(np.random.default_rng(seed), 2, 1) for seed in (0, 1))
+    once.add(*first[:4], np.array([[True], [False]]), np.zeros((2, 1), bool))
+    with pytest.raises(ValueError, match="begins elsewhere"):
+        once.add(*second)
+    second[0][1] = first[3][1]
+    once.add(*second)
+
+
+def test_a_checkpoint_of_observations_kept_once_holds_only_what_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, once = either_way(monkeypatch, Replay, 2, 1000, 1, *SIZES, GAMMAS[:2])
+    walk = Walk(2, 1, np.float32)
+    for _ in range(40):
+        once.add(*walk())
+    state = once.state()
+    assert state["rows"].rows.shape == (2, 40, 2 + ACTION + 2)
+    assert state["observations"]["seen"].rows.shape == (2, 40, OBSERVATION)
+    ends = state["observations"]["finals"]
+    assert ends.rows.shape == (1, ends.added, OBSERVATION) and 0 < ends.added < 20
 
 
 def test_impossible_sizes_are_refused() -> None:
@@ -463,7 +644,7 @@ def test_the_trees_size_is_known_beforehand() -> None:
     for capacity in (1, 2, 3, 1000, 1024):
         replay = PrioritizedReplay(3, capacity, 1, 4, 1, np.ones(3), alpha=np.ones(3))
         found = replay.rows.numel() * 4 + sum(level.nbytes for level in replay.levels)
-        assert found == PrioritizedReplay.size_in_bytes(3, capacity, 4, 1)
+        assert found == PrioritizedReplay.size_in_bytes(3, capacity, 1, 4, 1)[0]
         assert replay.levels[-1].shape[1] >= capacity
 
 

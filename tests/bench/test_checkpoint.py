@@ -185,20 +185,26 @@ def test_what_lies_beside_it_is_left_alone(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == sorted(others)
 
 
-def test_a_replay_memory_goes_on_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [3, 60])  # of an observation: both in a row, and each kept once
+def test_a_replay_memory_goes_on_exactly(tmp_path: Path, size: int) -> None:
     """Saved in between and loaded into another, it draws what it draws without a pause."""
     rng, path = np.random.default_rng(0), tmp_path / "checkpoint.safetensors"
-    memories = [Replay(2, 24, 2, 3, 1, np.ones(2), 3) for _ in range(2)]
+
+    def drawn() -> np.ndarray:
+        return rng.standard_normal((2, 2, size), np.float32)
+
+    memories, observations = [Replay(2, 24, 2, size, 1, np.ones(2), 3) for _ in range(2)], drawn()
+    assert memories[0].layout.once is (size == 60)
     checkpoint = tensors.Checkpoint(path)
     for t in range(150):
-        observations, successors = rng.standard_normal((2, 2, 2, 3), np.float32)
-        numbers, ends = rng.standard_normal((2, 2, 2)), rng.random((2, 2, 2)) < 0.1
+        numbers, ends, successors = rng.standard_normal((2, 2, 2)), rng.random((2, 2, 2)) < 0.1, drawn()
         for memory in memories:
             memory.add(observations, numbers[0], numbers[1], successors, *ends)
+        observations = np.where(ends.any(0)[..., None], drawn(), successors)
         if t % 7 == 0:
             checkpoint.save(memories[1].state())
         if t % 28 == 14:
-            memories[1] = Replay(2, 24, 2, 3, 1, np.ones(2), 3)
+            memories[1] = Replay(2, 24, 2, size, 1, np.ones(2), 3)
             checkpoint = tensors.Checkpoint(path)
             memories[1].load_state(checkpoint.load())
         if t > 2:

@@ -264,9 +264,10 @@ def list_names(arguments: Sequence[str]) -> int:
 
     def title(name: str) -> str:
         try:
-            return str(tomllib.loads((plan.EXPERIMENTS / f"{name}.toml").read_text()).get("title", ""))
+            text = str(tomllib.loads((plan.EXPERIMENTS / f"{name}.toml").read_text()).get("title", ""))
         except ValueError:
             return "not valid TOML"
+        return text if (ROOT / "results" / "reference" / name).is_dir() else f"{text} (no shipped results)"
 
     def rows(path: Path) -> str:
         with open(path) as lines:

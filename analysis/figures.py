@@ -105,8 +105,13 @@ class Look(NamedTuple):
     hue: str  # the family's colour, for figures whose rows are named on the axis
 
 
+WITHOUT = "without"  # the family of all that leaves something out
+
+
 def family(label: str) -> str:
-    """`clip-0.2` -> `clip`: variants that differ by a number belong together and share a hue."""
+    """`clip-0.2` -> `clip`: variants that differ by a number share a hue, and so do `no-this`, `no-that` and `none`."""
+    if re.search(r"\bno(ne\b|[- ])", label.lower()):
+        return WITHOUT
     return re.sub(r"[-_= ]*[0-9][0-9.e+-]*$", "", label) or label
 
 
@@ -126,7 +131,7 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
     found = {}
     hues = ((hue, number) for number in itertools.count() for hue in HUES)
     for name, members in families(labels).items():
-        hue, first = (SLATE, 0) if re.search(r"\bno(ne\b|[- ])", name.lower()) else next(hues)
+        hue, first = (SLATE, 0) if name == WITHOUT else next(hues)
         for place, label in enumerate(members):
             shift = 0.0 if len(members) == 1 else np.linspace(0.35, -0.40, len(members))[place]
             base = np.array(to_rgb(hue))

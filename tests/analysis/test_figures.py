@@ -91,7 +91,7 @@ def test_saved_as_png_and_svg_twice_the_same(tmp_path):
 
 
 def test_families_share_a_hue_and_no_two_lines_look_alike():
-    assert list(figures.families(ELEVEN)) == ["no-clip", "clip", "adaptive-kl", "fixed-kl"]
+    assert list(figures.families(ELEVEN)) == [figures.WITHOUT, "clip", "adaptive-kl", "fixed-kl"]
     look = figures.looks(ELEVEN)
     assert len({(one.colour, str(one.dash)) for one in look.values()}) == len(ELEVEN)
     assert len({look[label].hue for label in ELEVEN}) == 4
@@ -99,7 +99,7 @@ def test_families_share_a_hue_and_no_two_lines_look_alike():
 
 
 def test_more_families_than_hues_are_told_apart_by_dashes() -> None:
-    labels = [f"+{letter}" for letter in "abcdefghijklmnopqrst"]
+    labels = [*(f"+{letter}" for letter in "abcdefghijklmnopqrst"), "none", *(f"no-{letter}" for letter in "abcdef")]
     look = figures.looks(labels)
     assert len({(look[label].colour, str(look[label].dash)) for label in labels}) == len(labels)
 

@@ -252,6 +252,12 @@ def overestimates(results: Results) -> pd.Series:
     return excess[np.isfinite(excess)]
 
 
+def left_out(results: Results, excess: pd.Series) -> list[str]:
+    """How many runs `overestimates` leaves out, in words; those may be the ones that overestimate most."""
+    missing = len(results.runs) - len(excess)
+    return [f"{missing} of {len(results.runs)} runs have no finite difference and are left out"] if missing else []
+
+
 def overestimation(results: Results) -> Decision:
     """S3, "DQN overestimates values; double Q-learning reduces it": estimated value minus discounted return, a run's
     mean over the evaluations in the second half of its budget. On every task DQN's is above 0, and above Double DQN's
@@ -259,7 +265,8 @@ def overestimation(results: Results) -> Decision:
     """
     if missing := lacking(results, "dqn", "double_dqn"):
         return missing
-    excess = overestimates(results).droplevel("variant").unstack("algorithm")
+    differences = overestimates(results)
+    excess = differences.droplevel("variant").unstack("algorithm")
     if excess.empty:
         return "open", "no estimated_value and discounted_return in the second half of the runs"
     found, k = [], HALVES * 2 * len(results.tasks)
@@ -268,7 +275,7 @@ def overestimation(results: Results) -> Decision:
         dqn, double = mine["dqn"], mine["double_dqn"]
         found.append(mean_above(f"{task}: estimated value minus discounted return of DQN", dqn.dropna(), k))
         found.append(mean_above(f"{task}: DQN's minus Double DQN's", (dqn - double).dropna(), k))
-    return decide(found)
+    return decide(found, *left_out(results, differences))
 
 
 SOLVED = 475.0  # CartPole-v1's reward_threshold in Gymnasium, over 100 episodes

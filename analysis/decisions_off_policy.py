@@ -15,6 +15,7 @@ from analysis.decisions import (
     decide,
     improvement_above,
     lacking,
+    left_out,
     mean_above,
     overestimates,
     share_above,
@@ -133,7 +134,8 @@ def temperature(results: Results) -> Decision:
     """S18, on every task: of the fixed temperatures, the best and the worst by the mean score are chosen on half of the
     seeds and judged on the other. The best one's score is above the worst one's ("matters"), and that with the
     automatic temperature is not below the best one's by more than a tenth of the way from the random policy to it
-    ("removes it"); differences are paired. Temperatures and seeds: those that every task has.
+    ("removes it"); differences are paired. The way is measured on the half that chooses. Seeds: those that have every
+    task and temperature.
     """
     runs = settings_of(results, "alpha", "automatic")
     runs = runs[runs["algorithm"] == "sac"]
@@ -148,7 +150,7 @@ def temperature(results: Results) -> Decision:
         chosen = fixed.iloc[:half].mean()
         best, worst = chosen.idxmax(), chosen.idxmin()
         judged, k = mine.iloc[half:], 2 * len(results.tasks)
-        margin = NO_WORSE * abs(float(judged[best].mean()) - random[task])
+        margin = NO_WORSE * max(float(chosen[best]) - random[task], 0.0)
         words = f"{task}: score with the temperature {best:g}, the best, minus with {worst:g}, the worst"
         found.append(mean_above(words, judged[best] - judged[worst], k))
         words = f"{task}: score with the automatic temperature minus with {best:g}"
@@ -180,9 +182,11 @@ ONE_AND_TWO = {  # one critic against two -> settings of overestimation_actor_cr
 
 def twin_critics(results: Results) -> Decision:
     """S3, "twin critics reduce it": estimated value minus discounted return, as for DQN, on every task: DDPG's is above
-    TD3's and above that of DDPG with TD3's two critics alone, and SAC's with one critic above SAC's (paired).
+    TD3's and above that of DDPG with TD3's two critics alone, and SAC's with one critic above SAC's (paired). The
+    estimate is the first critic's everywhere, as the lesser of two would be lower by construction.
 
-    SAC's values hold the entropy that is still to come, which the returns do not; one critic or two, it is the same.
+    SAC's values hold the entropy that is still to come, which the returns do not; the temperature, and with it that
+    entropy, may differ between one critic and two.
     """
     pairs = list(dict.fromkeys(pair for both in ONE_AND_TWO.values() for pair in both))
     if missing := lacking(results, *(scores.label(*pair) for pair in pairs)):
@@ -198,7 +202,7 @@ def twin_critics(results: Results) -> Decision:
             words = f"{task}: estimated value minus discounted return, {words}"
             found.append(mean_above(words, (mine[one] - mine[two]).dropna(), k))
         said.append(f"{task} {', '.join(f'{scores.label(*pair)} {mine[pair].mean():.3g}' for pair in pairs)}")
-    return decide(found, f"means: {'; '.join(said)}")
+    return decide(found, f"means: {'; '.join(said)}", *left_out(results, excess))
 
 
 # ---- S16 -----------------------------------------------------------------------------------------------------------
@@ -213,7 +217,7 @@ def sample_efficiency(results: Results) -> Decision:
 
     "Steadier": after 100,000, the distance of a run's return from the median over seeds, in units of the way from the
     random policy to the best algorithm's mean, averaged over tasks and algorithms, is larger for the three than for the
-    two (paired over seeds).
+    two (paired over seeds). A method that has learned nothing is steady in this sense; the means stand beside it.
     """
     everyone = (*OFF_POLICY, *ON_POLICY)
     if missing := lacking(results, *everyone):
@@ -221,16 +225,17 @@ def sample_efficiency(results: Results) -> Decision:
     if (budget := int(results.runs["steps"].min())) < MARKS[-1]:
         return "open", f"the runs have {budget:,} steps, not {MARKS[-1]:,}"
     found, said, k = [], [], len(MARKS) * len(OFF_POLICY) * len(ON_POLICY) + 1
-    for mark in MARKS:
-        returns = {name: returns_at(results, name, mark) for name in everyone}
+    tables = {mark: {name: returns_at(results, name, mark) for name in everyone} for mark in MARKS}
+    for mark, returns in tables.items():
         for one, other in itertools.product(OFF_POLICY, ON_POLICY):
             words = f"{mark:,} steps: P({one} over {other})"
             found.append(improvement_above(words, returns[one].to_numpy(), returns[other].to_numpy(), k))
         means = (f"{name} {', '.join(f'{x:.4g}' for x in table.mean())}" for name, table in returns.items())
         said.append(f"mean return at {mark:,} ({', '.join(results.tasks)}): {'; '.join(means)}")
     random = pd.Series(scores.random_scores())[results.tasks]
-    best = pd.DataFrame({name: table.mean() for name, table in returns.items()}).max(axis=1)
-    apart = {name: ((table - table.median()) / (best - random)).abs().mean(axis=1) for name, table in returns.items()}
+    last = tables[MARKS[-1]]
+    best = pd.DataFrame({name: table.mean() for name, table in last.items()}).max(axis=1)
+    apart = {name: ((table - table.median()) / (best - random)).abs().mean(axis=1) for name, table in last.items()}
     spread = [pd.DataFrame({name: apart[name] for name in names}).mean(axis=1) for names in (OFF_POLICY, ON_POLICY)]
     words = f"{MARKS[-1]:,} steps: distance from the median, off-policy minus on-policy"
     found.append(mean_above(words, (spread[0] - spread[1]).dropna(), k))
@@ -244,7 +249,7 @@ def returns_at(results: Results, algorithm: str, env_steps: int) -> pd.DataFrame
     mine = results.runs[(results.runs["algorithm"] == algorithm) & np.isfinite(results.runs["score"].astype(float))]
     curves = results.curves[(results.curves["algorithm"] == algorithm) & (results.curves["phase"] == "eval")]
     curves = curves[curves["env_steps"] >= env_steps].sort_values("env_steps")
-    found = curves.groupby(["seed", "task"])["value"].first()
+    found = curves.groupby(["seed", "task"]).head(1).set_index(["seed", "task"])["value"]
     whole = mine.set_index(["seed", "task"])["score"].astype(float)
     return found.reindex(whole.index).fillna(whole).unstack("task").reindex(columns=results.tasks).dropna()
 

@@ -142,10 +142,10 @@ def meaning(statistic: str) -> str:
     """What a statistic is, in words."""
     if first := FIRST.fullmatch(statistic):
         return f"mean raw return of the first {int(first[1]):,} training episodes"
-    if last := LAST.fullmatch(statistic):
-        return f"mean return of the last {int(last[1]):,} evaluation episodes"
     if (name := metric_of(statistic)) is not None:
         return f"last value of the metric {name}"
+    if statistic not in STATISTICS and (last := LAST.fullmatch(statistic)):
+        return f"mean return of the last evaluation's {int(last[1]):,} episodes"
     text = (STATISTICS[statistic].__doc__ or "").strip().split("\n")[0].rstrip(".")
     return text[:1].lower() + text[1:]
 

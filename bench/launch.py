@@ -29,6 +29,7 @@ from bench import (
     near,
     plan,
     store,
+    tensors,
 )
 
 MAX_RETRIES = 3  # of one group in one launch
@@ -213,13 +214,16 @@ def run(
             flush=True,
         )
         settings = {"device": device, "checkpoint_seconds": checkpoint_seconds, "tensorboard": tensorboard}
+        for folder in set((root / ".groups").glob("*")) - {root / ".groups" / group.id for group in groups}:
+            if not (folder / store.CHECKPOINT).exists():  # its worker may have been killed while it cleared up
+                tensors.Checkpoint(folder / store.CHECKPOINT).remove()
         jobs = []
         for group in groups:
             folder = root / ".groups" / group.id
             if group.adopted is None:
                 plan.write_plan(experiment, group, folder, fingerprint=fingerprints[group.runs[0].task], **settings)
-                for old in (store.PROGRESS, store.CHECKPOINT):
-                    (folder / old).unlink(missing_ok=True)
+                (folder / store.PROGRESS).unlink(missing_ok=True)
+                tensors.Checkpoint(folder / store.CHECKPOINT).remove()
             jobs.append(Job(folder, len(group.runs), group.runs[0].steps))
             jobs[-1].look()
         stopped = supervise(chosen, jobs)

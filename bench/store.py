@@ -84,6 +84,15 @@ def write_atomically(path: Path, *parts: bytes | memoryview, to_disk: bool = Tru
     os.replace(temporary, path)
 
 
+def names_to_disk(folder: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def write_json(path: Path, value: Any, to_disk: bool = True) -> None:
     """Write a small JSON file atomically."""
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode(), to_disk=to_disk)

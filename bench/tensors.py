@@ -110,6 +110,7 @@ class Checkpoint:
         parts = {name: self._append(name, ring) for name, ring in rings.items()}
         told = {name: [_kind(ring), list(ring.rows.shape), ring.first, parts[name]] for name, ring in rings.items()}
         save(self.path, arrays, metadata | {"rings": json.dumps(told)})
+        store.names_to_disk(self.path.parent)  # before the parts that the last checkpoint needs are gone
         self.parts = parts
         self._delete_all_but({self._file(name, part) for name, each in parts.items() for part in each})
 
@@ -123,12 +124,12 @@ class Checkpoint:
                 self.parts[name] = [Part(*part) for part in parts]
                 arrays[name] = self._read(name, np.zeros(shape, NUMPY[kind]), first)
             return unpack(json.loads(metadata["skeleton"]), arrays)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(self.path, error) from None
 
     def remove(self) -> None:
-        """Delete the checkpoint, and then what belongs to it."""
-        self.path.unlink()
+        """Delete the checkpoint, if there is one, and then what belongs to it."""
+        self.path.unlink(missing_ok=True)
         self._delete_all_but(set())
 
     def _append(self, name: str, ring: Ring) -> list[Part]:
@@ -141,14 +142,20 @@ class Checkpoint:
         closed = not parts or SHARE * (begin - parts[-1].first) > ring.rows.shape[1]
         part = Part(begin, begin, 0) if closed else parts.pop()
         checksum = part.crc32
-        with open(self._file(name, part), "wb" if closed else "r+b") as file:
-            file.seek((begin - part.first) * _row_bytes(ring.rows))
-            file.truncate()
-            for block in _blocks(ring, begin):
-                checksum = zlib.crc32(block, checksum)
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
+        path, known = self._file(name, part), (begin - part.first) * _row_bytes(ring.rows)
+        try:
+            with open(path, "wb" if closed else "r+b") as file:
+                file.seek(known)
+                file.truncate()
+                for block in _blocks(ring, begin):
+                    checksum = zlib.crc32(block, checksum)
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # what was written is worth nothing, and others need the space
+            if path.exists():
+                os.truncate(path, known)
+            raise
         return [*parts, Part(part.first, ring.added, checksum)]
 
     def _read(self, name: str, rows: np.ndarray, oldest: int) -> np.ndarray:

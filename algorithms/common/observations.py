@@ -86,11 +86,15 @@ class Observations:
         self, observations: np.ndarray, next_observations: np.ndarray, ends: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Takes in a step of all environments, [R, N, O]; returns the places of both observations, int32 [R, N, 1]."""
-        observations, next_observations = observations.astype(self.dtype), next_observations.astype(self.dtype)
+        observations, next_observations = (x.astype(self.dtype, order="C") for x in (observations, next_observations))
         if observations.tobytes() != self.last.tobytes():
             differ = (observations.view(np.uint8) != self.last.view(np.uint8)).any(2)
-            if (differ & ~self.ended).any():
-                raise ValueError("a step begins elsewhere than the one before it led, although no episode ended there")
+            if (torn := differ & ~self.ended).any():
+                run, environment = np.argwhere(torn)[0]
+                raise ValueError(
+                    f"run {run}, environment {environment}: a step begins elsewhere than the one before it led, but no"
+                    " episode ended there; the environment must tell of every reset"
+                )
             self._write(observations)
         here = self._places()
         self.added += self.num_envs

@@ -289,10 +289,11 @@ class OffPolicyAgent(Remembering):
 
     @torch.no_grad()
     def values(self, observations: np.ndarray) -> np.ndarray:
-        """Q(s, a) [R, N] of observations [R, N, O] at the policy's action without noise."""
+        """Q(s, a) [R, N] of observations [R, N, O] at the policy's action without noise, by the first critic alone: the
+        least of several would be lower than one whatever they have learned, and could not be compared with it."""
         inputs = torch.from_numpy(observations).to(self.device)
         outputs, _ = self.critics.forward(self.critics.parameters, inputs, self.mode(inputs))
-        return self._estimate(outputs).cpu().numpy()
+        return self._estimate(outputs[:, :1]).cpu().numpy()
 
     def diverged(self) -> np.ndarray:
         """Runs whose weights are not finite: bool [R]."""

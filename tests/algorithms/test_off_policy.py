@@ -452,3 +452,13 @@ def test_the_temperature_brings_the_entropy_to_its_target() -> None:
     while agent.env_steps < 6000:
         found.append(agent.iterate()["entropy"])
     assert np.abs(np.mean(found[-8:], 0) - entropies).max() < 0.2
+
+
+@pytest.mark.parametrize("name", ["td3", "sac", "tqc"])
+def test_values_are_the_first_critics(name: str) -> None:
+    agent = agent_of(name)
+    observations = torch.from_numpy(np.random.default_rng(0).standard_normal((RUNS, 5, 11), np.float32))
+    actions = agent.mode(observations)
+    outputs, _ = agent.critics.forward(agent.critics.parameters, observations, actions)
+    assert not torch.equal(outputs[:, 0], outputs[:, 1])
+    assert np.allclose(agent.values(observations.numpy()), outputs[:, 0].mean(-1).detach().numpy(), atol=1e-5)

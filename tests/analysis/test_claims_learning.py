@@ -11,7 +11,7 @@ import pytest
 from synthetic import one_run, write_experiment
 from test_claims import decided
 
-from analysis import decisions_learning
+from analysis import decisions_learning, load
 
 
 def test_cvar_of_drawdown_by_hand() -> None:
@@ -61,6 +61,14 @@ def test_trust_region(tmp_path: Path, truth: dict, status: str) -> None:
     assert claim.id == "S9" and claim.status == status, claim.evidence
     exceeding = truth.get("seeds", 8) if truth.get("kl", 0) > 0.01 else 0
     assert f"{exceeding} of {10 * truth.get('seeds', 8)} updates of TRPO exceed delta" in claim.evidence
+
+
+def test_a_run_that_broke_off_is_at_the_greatest_risk(tmp_path: Path) -> None:
+    folder = trust_region(tmp_path, seeds=3)
+    one_run(folder, "Hopper-v5", "ddpg", "default", 1, returns=[1.0] * 10, evaluations={50: 1.0, 100: 90.0},
+            config={"tau": 0.01}, config_digest="ddpg", status="diverged")  # fmt: skip
+    found = decisions_learning.risks(load.load(folder), "ddpg", "Hopper-v5")
+    assert np.isinf(found).tolist() == [False, True, False]
 
 
 def test_every_update_must_be_there(tmp_path: Path) -> None:

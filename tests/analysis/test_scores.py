@@ -115,7 +115,7 @@ def test_last_evaluation() -> None:
     assert list(found) == scores.columns_of(name)
     assert scores.last_evaluation(episodes, 2) == 6.0
     assert math.isnan(scores.last_evaluation(episodes, 4)) and math.isnan(scores.last_evaluation(run([5.0]), 1))
-    assert scores.meaning(name) == "mean return of the last 3 evaluation episodes"
+    assert scores.meaning(name) == "mean return of the last evaluation's 3 episodes"
     assert scores.evaluation_of(name) == "deterministic"
     with pytest.raises(ValueError, match="last_evaluation_100_episodes"):
         scores.check_statistic("last_evaluation_0_episodes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_one_file_holds_it_all_where_that_is_wanted(tmp_path: Path) -> None:
 def test_a_save_killed_at_any_instant_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: str, rows: int
 ) -> None:
-    path, memory, checkpoint = tmp_path / "checkpoint.safetensors", Memory(), None
+    path, memory = tmp_path / "checkpoint.safetensors", Memory()
     monkeypatch.setattr(tensors, "BLOCK", 2 * ROW_BYTES)
     checkpoint = tensors.Checkpoint(path)
     for _ in range(20):
@@ -244,3 +245,30 @@ def test_the_driver_goes_on_with_a_memory(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.undo()
     hashes = ended(folder)
     assert hashes == ended(prepared("whole", 1e9)) and len(set(hashes)) == 2
+
+
+@pytest.mark.parametrize("rows", [5, 60])  # new when the disk is full: in the last part, or in one of their own
+def test_a_full_disk_gets_the_space_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    path, memory = tmp_path / "checkpoint.safetensors", Memory()
+    monkeypatch.setattr(tensors, "BLOCK", 2 * ROW_BYTES)
+    checkpoint = tensors.Checkpoint(path)
+    memory.add(7)
+    checkpoint.save(memory.state())
+    before = sum(file.stat().st_size for file in tmp_path.iterdir())
+    kept = memory.state()
+    kept["a"]["rows"] = kept["a"]["rows"]._replace(rows=kept["a"]["rows"].rows.clone())
+    memory.add(rows)
+    blocks = tensors._blocks
+
+    def full(*arguments: Any) -> Iterator[memoryview]:
+        yield next(blocks(*arguments))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensors, "_blocks", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(memory.state())
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) == before
+    monkeypatch.setattr(tensors, "_blocks", blocks)
+    assert_loads(path, kept)
+    checkpoint.save(memory.state())
+    assert_loads(path, memory.state())

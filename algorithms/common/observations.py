@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,14 @@ def whole_lines(size: int) -> int:
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any], device: str) -> Tensor:
-    """Zeros that begin with a cache line; on a CPU their pages are taken as they fill, all at once by `torch.zeros`."""
+    """Zeros that begin with a cache line; on a CPU a mapping of their own, whose pages are taken as they fill.
+
+    `torch.zeros` takes them all at once, and NumPy's do where they reuse memory that was freed.
+    """
     kind = KINDS[dtype.type]
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=kind, device=device)
-    memory = np.zeros(math.prod(shape) * dtype.itemsize + LINE, np.uint8)
-    start = -memory.ctypes.data % LINE
-    return torch.from_numpy(memory[start : len(memory) - LINE + start]).view(kind).view(shape)
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=kind).view(shape)
 
 
 class Observations:

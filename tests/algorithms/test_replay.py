@@ -228,7 +228,7 @@ def test_the_size_is_told_before_it_is_taken(
     def full(*shape: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(np, "zeros", full)
+    monkeypatch.setattr("algorithms.common.observations.mmap.mmap", full)
     caplog.set_level(logging.INFO, "algorithms")
     with pytest.raises(MemoryError):
         kind(2, 1_000_000, 1, 17, 6, GAMMAS[:2], **({} if kind is Replay else {"alpha": np.ones(2)}))

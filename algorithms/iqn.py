@@ -48,6 +48,10 @@ class Config(dqn.Config):
         *("num_quantiles", "num_target_quantiles", "num_acting_quantiles", "num_cosines"),
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        qr_dqn.require_finite_kappa(self)
+
 
 class QuantileNetwork(QNetwork):
     """f(psi(x) o phi(tau)); the last hidden layer and the output layer follow the product, as in the paper's network.

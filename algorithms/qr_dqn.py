@@ -39,6 +39,13 @@ class Config(dqn.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.num_quantiles > 0, f"num_quantiles is {self.num_quantiles}; it must be positive")
+        require_finite_kappa(self)
+
+
+def require_finite_kappa(cfg: Any) -> None:
+    """Refuse kappa = inf: the loss is divided by it (equation 10), so nothing would be learned."""
+    finite = bool(np.all(np.isfinite(cfg.td_clip)))
+    require(finite, f"td_clip is {cfg.td_clip}; it is the loss's kappa here, which must be finite (the paper has 1)")
 
 
 def quantile_huber(quantiles: Tensor, targets: Tensor, levels: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:

@@ -324,6 +324,8 @@ def test_values_are_those_of_the_greedy_action(name: str) -> None:
         ("c51", {"v_min": 10.0}, "v_min must be the smaller one"),
         ("prioritized_dqn", {"priority_exponent": -1.0}, "priority_exponent is -1.0; it must lie in"),
         ("qr_dqn", {"num_quantiles": 0}, "must be positive"),
+        ("qr_dqn", {"td_clip": inf}, "td_clip is inf"),
+        ("iqn", {"td_clip": inf}, "td_clip is inf"),
         ("iqn", {"num_cosines": 0}, "must be positive"),
         ("rainbow", {"n_steps": -1}, "must be positive"),
     ],

@@ -474,6 +474,7 @@ def profiles(
             axes.set_ylabel("share of runs above τ")
         if number >= len(panels) - 2:
             axes.set_xlabel("normalized score τ")
+            axes.tick_params(labelbottom=True)  # also where another panel would have stood below
     return figure
 
 
@@ -494,6 +495,7 @@ def sample_efficiency(
             axes.set_ylabel(ylabel)
         if number >= len(panels) - 2:
             axes.set_xlabel("env_steps per run")
+            axes.tick_params(labelbottom=True)
     return figure
 
 

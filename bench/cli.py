@@ -316,7 +316,7 @@ def speed(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments[1:])
     every = settings_of(options, hints)
     if len(every) > 1:
-        raise UserError("speed measures one setting at a time; give each option one value")
+        raise UserError("speed measures one setting at a time; give each option one value, and sizes as 64x64")
     keys = ("task", "runs", "preset", "against", "against_preset", "seconds", "repetitions", "json")
     order = {key: getattr(options, key) for key in keys} | {"algorithm": algorithm, "overrides": every[0][1]}
     with_values(lambda: plan.check_supported(algorithm, options.task))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Callable
@@ -36,21 +37,22 @@ def timed(train: Callable[[], int]) -> Contestant:
 
 
 def sb3(algorithm: str, cfg: Any, task: str) -> Contestant:
-    """Stable-Baselines3."""
-    if algorithm not in SB3:
-        raise UserError(f"--against sb3 knows {', '.join(SB3)}, not {algorithm}")
+    """Stable-Baselines3, or its contrib package for what that has."""
+    if algorithm not in SB3 | SB3_CONTRIB:
+        raise UserError(f"--against sb3 knows {', '.join(SB3 | SB3_CONTRIB)}, not {algorithm}")
     try:
-        import stable_baselines3
         from stable_baselines3.common.env_util import make_vec_env
         from stable_baselines3.common.vec_env import VecNormalize
+
+        library = importlib.import_module("sb3_contrib" if algorithm in SB3_CONTRIB else "stable_baselines3")
     except ImportError as error:
-        cure = "pip install stable-baselines3==2.9.2"
+        cure = "pip install stable-baselines3==2.9.2 sb3-contrib==2.9.2"
         raise UserError(f"--against sb3 needs Stable-Baselines3 ({error}): {cure}") from None
     env: Any = make_vec_env(task, cfg.num_envs, seed=0)
     observations, rewards = getattr(cfg, "normalize_observations", False), getattr(cfg, "scale_rewards", False)
     if observations or rewards:
         env = VecNormalize(env, norm_obs=observations, norm_reward=rewards, gamma=cfg.gamma)
-    model, chunk = SB3[algorithm](stable_baselines3, cfg, env)
+    model, chunk = (SB3 | SB3_CONTRIB)[algorithm](library, cfg, env)
     if hasattr(cfg, "learning_starts"):  # the first steps only fill the buffer
         model.learn(int(cfg.learning_starts) + chunk)
 
@@ -76,14 +78,14 @@ def layers(cfg: Any, activation: str) -> dict[str, Any]:
 
 def on_policy(cfg: Any) -> dict[str, Any]:
     """What its on-policy algorithms share."""
-    names = ("gae_lambda", "ent_coef", "vf_coef")
-    return {
-        **{name: getattr(cfg, name) for name in names},
-        "n_steps": cfg.num_steps,
-        "max_grad_norm": min(cfg.max_grad_norm, 1e9),  # it takes no infinity
-        "policy_kwargs": layers(cfg, "Tanh"),
-        **shared(cfg),
-    }
+    rollouts = {"n_steps": cfg.num_steps, "gae_lambda": cfg.gae_lambda}
+    return rollouts | {"policy_kwargs": layers(cfg, "Tanh")} | shared(cfg)
+
+
+def of_gradient(cfg: Any) -> dict[str, Any]:
+    """What those of them share that descend one loss for policy and critic."""
+    weights = {name: getattr(cfg, name) for name in ("ent_coef", "vf_coef")}
+    return weights | {"max_grad_norm": min(cfg.max_grad_norm, 1e9)} | on_policy(cfg)  # it takes no infinity
 
 
 def sb3_ppo(library: ModuleType, cfg: Any, env: Any) -> tuple[Any, int]:
@@ -96,15 +98,34 @@ def sb3_ppo(library: ModuleType, cfg: Any, env: Any) -> tuple[Any, int]:
         clip_range=min(cfg.clip_coef, 1e9),
         clip_range_vf=cfg.value_clip if cfg.value_clip < math.inf else None,
         normalize_advantage=bool(cfg.normalize_advantages),
-        **on_policy(cfg),
+        **of_gradient(cfg),
     )
     return model, cfg.num_envs * cfg.num_steps
 
 
 def sb3_a2c(library: ModuleType, cfg: Any, env: Any) -> tuple[Any, int]:
     """Its A2C, and the env steps of some iterations."""
-    model = library.A2C("MlpPolicy", env, use_rms_prop=cfg.optimizer == "rmsprop", **on_policy(cfg))
+    model = library.A2C("MlpPolicy", env, use_rms_prop=cfg.optimizer == "rmsprop", **of_gradient(cfg))
     return model, 20 * cfg.num_envs * cfg.num_steps
+
+
+def sb3_trpo(library: ModuleType, cfg: Any, env: Any) -> tuple[Any, int]:
+    """Its TRPO, and the env steps of an iteration."""
+    model = library.TRPO(
+        "MlpPolicy",
+        env,
+        batch_size=cfg.batch_size,
+        n_critic_updates=cfg.num_epochs,
+        target_kl=cfg.delta,
+        cg_max_steps=cfg.cg_iterations,
+        cg_damping=cfg.cg_damping,
+        sub_sampling_factor=cfg.fvp_subsample,
+        line_search_shrinking_factor=cfg.shrink,
+        line_search_max_iter=cfg.line_search_steps,
+        normalize_advantage=bool(cfg.normalize_advantages),
+        **on_policy(cfg),
+    )
+    return model, cfg.num_envs * cfg.num_steps
 
 
 def off_policy(cfg: Any) -> dict[str, Any]:
@@ -131,6 +152,15 @@ def sb3_actor_critic(name: str) -> Callable[[ModuleType, Any, Any], tuple[Any, i
     return make
 
 
+def sb3_tqc(library: ModuleType, cfg: Any, env: Any) -> tuple[Any, int]:
+    """Its TQC, and the env steps of a chunk."""
+    critics = {"n_critics": cfg.num_critics, "n_quantiles": cfg.num_quantiles}
+    sizes = {"pi": list(cfg.hidden_sizes), "qf": list(cfg.critic_hidden_sizes)}
+    policy = layers(cfg, "ReLU") | {"net_arch": sizes} | critics
+    dropped = {"top_quantiles_to_drop_per_net": cfg.num_dropped}
+    return library.TQC("MlpPolicy", env, tau=cfg.tau, policy_kwargs=policy, **dropped, **off_policy(cfg)), 256
+
+
 SB3: dict[str, Callable[[ModuleType, Any, Any], tuple[Any, int]]] = {
     "ppo": sb3_ppo,
     "a2c": sb3_a2c,
@@ -139,6 +169,7 @@ SB3: dict[str, Callable[[ModuleType, Any, Any], tuple[Any, int]]] = {
     "td3": sb3_actor_critic("TD3"),
     "sac": sb3_actor_critic("SAC"),
 }
+SB3_CONTRIB: dict[str, Callable[[ModuleType, Any, Any], tuple[Any, int]]] = {"trpo": sb3_trpo, "tqc": sb3_tqc}
 
 
 def tianshou(algorithm: str, cfg: Any, task: str) -> Contestant:

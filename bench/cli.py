@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import DONE, FELL_SHORT, ROOT, WRONG_CALL, UserError, import_plugins, near
+from bench import DONE, FELL_SHORT, REFUSED, ROOT, WRONG_CALL, UserError, import_plugins, near
 
 OUT = ROOT / "results" / "runs"
 
@@ -329,7 +329,7 @@ def speed(arguments: Sequence[str]) -> int:
     elif options.against_preset:
         raise UserError("--against-preset is for an algorithm; name one with --against")
     done = subprocess.run([sys.executable, "-m", "bench.speed", json.dumps(order)], cwd=ROOT)
-    return 0 if done.returncode == DONE else FELL_SHORT
+    return {DONE: 0, REFUSED: WRONG_CALL}.get(done.returncode, FELL_SHORT)
 
 
 def with_values(call: Callable[[], Any]) -> Any:

@@ -21,7 +21,7 @@ runtime.prepare()  # before numpy and torch are imported
 import algorithms  # noqa: E402
 import suites  # noqa: E402
 from algorithms.common import config  # noqa: E402
-from bench import CRASHED, DONE, UserError, import_plugins  # noqa: E402
+from bench import DONE, REFUSED, UserError, import_plugins  # noqa: E402
 from bench.rivals import RIVALS, Contestant, Outcome  # noqa: E402
 
 PARTS = ("env", "act", "learn")
@@ -131,7 +131,7 @@ def main(order: Mapping[str, Any]) -> int:
         found = measure(order)
     except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return CRASHED
+        return REFUSED
     print(json.dumps(found, indent=1)) if order["json"] else show(found)
     return DONE
 

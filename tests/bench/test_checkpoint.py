@@ -214,12 +214,17 @@ def test_a_replay_memory_goes_on_exactly(tmp_path: Path, size: int) -> None:
                 assert torch.equal(one, other)
 
 
-def test_the_driver_goes_on_with_a_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("task", "convolutions"), [("CartPole-v1", "none"), ("MinAtar-Breakout-v1", "minatar")]
+)  # images are kept once
+def test_the_driver_goes_on_with_a_memory(
+    task: str, convolutions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DQN, saved after every iteration, stopped and killed on its way, ends with the same bits as without a pause."""
     structure = {"buffer_size": 300, "hidden_sizes": [8], "learning_starts": 50, "batch_size": 8}
     raw = {
-        "tasks": ["CartPole-v1"], "steps": 1000, "seeds": 2,
-        "algorithms": [{"name": "dqn", "overrides": structure}],
+        "tasks": [task], "steps": 1000, "seeds": 2,
+        "algorithms": [{"name": "dqn", "overrides": structure | {"convolutions": convolutions}}],
     }  # fmt: skip
     experiment = plan.resolve(plan.expand("test", raw, "here"))
 

@@ -114,7 +114,7 @@ class Batch(NamedTuple):
 class Agent(OnPolicyAgent):
     """REINFORCE for R runs at once."""
 
-    memory = (*OnPolicyAgent.memory, "lengths", "played")
+    memory = (*OnPolicyAgent.memory, "lengths", "played", "squared_grad_norm", "entropy")
     steps_per_iteration = STEPS  # env_steps per run
 
     def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
@@ -134,24 +134,24 @@ class Agent(OnPolicyAgent):
         }
         self.lengths = np.zeros(self.num_runs, np.int64)  # steps of it
         self.played = np.zeros(self.num_runs, np.int64)  # episodes of it that have ended
+        self.squared_grad_norm, self.entropy = np.full((2, self.num_runs), np.nan)  # of each run's last update
 
     def iterate(self) -> dict[str, np.ndarray]:
-        """STEPS steps of every run; a run that has played K episodes makes its update. Returns metrics, each [R]:
-        means over its updates, nan without one."""
-        sums = {name: np.zeros(self.num_runs) for name in ("updates", "squared_grad_norm", "entropy")}
+        """STEPS steps of every run; a run that has played K episodes makes its update. Returns metrics, each [R]: how
+        many updates it made, and of its last one |g|^2 and the policy's mean entropy, nan before the first."""
+        updates = np.zeros(self.num_runs)
         for t in range(STEPS):
             rollout = self.collector.collect(1, lambda observations, _: self.policy.act(observations, self.streams))
             start = time.perf_counter()
             self._remember(rollout)
             due = self.played == self.cfg.num_episodes
             if due.any():
-                self._update(due, self._left(self.iteration * STEPS + t), sums)
+                self._update(due, self._left(self.iteration * STEPS + t))
+                updates += due
             self.timers["learn"] += time.perf_counter() - start
         self.iteration += 1
-        updates = sums.pop("updates")
-        none = np.full(self.num_runs, np.nan)
-        means = {name: np.divide(total, updates, out=none.copy(), where=updates > 0) for name, total in sums.items()}
-        return {"updates": updates} | means
+        last = {"squared_grad_norm": self.squared_grad_norm, "entropy": self.entropy}
+        return {"updates": updates} | {name: values.copy() for name, values in last.items()}
 
     def _remember(self, rollout: Rollout) -> None:
         """Adds a step [1, R, 1, ...] to every run's episodes; a parked run's stand still."""
@@ -173,17 +173,15 @@ class Agent(OnPolicyAgent):
         self.lengths += ~self.envs.parked
         self.played += ends[0, :, 0]
 
-    def _update(self, due: np.ndarray, left: np.ndarray, sums: dict[str, np.ndarray]) -> None:
-        """One step of the policy for the runs that are `due`, bool [R], then the critic's; adds to the metrics."""
+    def _update(self, due: np.ndarray, left: np.ndarray) -> None:
+        """One step of the policy for the runs that are `due`, bool [R], then the critic's."""
         cfg = self.cfg
         batches = {run: self._batch(run) for run in due.nonzero()[0].tolist()}
         for run, batch in batches.items():
-            entropy = self._policy_gradient(run, batch)
-            sums["updates"][run] += 1
-            sums["squared_grad_norm"][run] += sum(
+            self.entropy[run] = self._policy_gradient(run, batch)
+            self.squared_grad_norm[run] = sum(
                 self.alone[run].grads[name].double().square().sum().item() for name in self.of_policy.shapes
             )
-            sums["entropy"][run] += entropy
         self.optimizer.step(cfg.learning_rate * left, cfg.max_grad_norm, due)
         for _ in range(cfg.num_value_steps if self.with_critic else 0):
             for run, batch in batches.items():

@@ -461,15 +461,18 @@ def test_reinforce_updates_against_a_second_implementation(task: str, baseline: 
 
 
 def test_reinforce_does_not_depend_on_how_iterations_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do its metrics: they are those of the last update, however long ago."""
     runs = [small("reinforce", baseline=baseline, num_episodes=2) for baseline in ("value", "value")]
-    ends = []
-    for steps in (100, 25):
+    ends, last = [], []
+    for steps in (100, 5):
         monkeypatch.setattr(reinforce, "STEPS", steps)
         agent = make("reinforce", "CartPole-v1", runs, [7, 8])
-        for _ in range(200 // steps):
-            agent.iterate()
+        metrics = [agent.iterate() for _ in range(200 // steps)]
         ends.append(agent.parameters_of(1))
+        last.append({name: metrics[-1][name] for name in ("squared_grad_norm", "entropy")})
     assert_same(*ends)
+    assert_same(*last)
+    assert metrics[-1]["updates"].max() == 0 and np.isfinite(last[0]["squared_grad_norm"]).all()
 
 
 def test_reinforce_with_the_mean_alone_equals_in_company() -> None:

@@ -62,7 +62,7 @@ class Assertion:
 
     def told(self) -> str:
         """The assertion with its numbers, for the report."""
-        text = f"{self.words} {shown(self.interval)}, n = {self.n}: {self.status}"
+        text = f"{self.words} = {shown(self.interval)}, n = {self.n}: {self.status}"
         return f"{text} ({self.needed()})" if self.status == "inconclusive" else text
 
     def needed(self) -> str:

@@ -70,7 +70,7 @@ def trust_region(results: Results) -> Decision:
         least = float((1 - mine["largest"] / mine["delta"]).min())
         limits = mine["delta"] * (1 + ROUNDING)
         above = sum(int(np.sum(~(np.array(over[key]) <= limits[key]))) for key in mine.index)  # NaN is no bound kept
-        words = f"{task}: {above} of {int(mine['updates'].sum()):,} updates of TRPO exceed delta; least 1 - KL / delta"
+        words = f"{task}: {above} of {int(mine['updates'].sum()):,} updates of TRPO exceed delta, least 1 - KL / delta"
         fact = Interval(least, least, least)
         found.append(Assertion(words, len(mine), fact, fact, -ROUNDING))
         risk = {name: risks(results, name, task) for name in ("trpo", "ddpg")}
@@ -78,7 +78,7 @@ def trust_region(results: Results) -> Decision:
         trpo, ddpg = np.split(-places[:, None], [len(risk["trpo"])])
         found.append(improvement_above(f"{task}: P(TRPO at less risk than DDPG)", trpo, ddpg, k))
         said.append(f"{task} {', '.join(f'{name} {np.median(x):.3g}' for name, x in risk.items())}")
-    return decide(found, f"median CVaR of the drawdown, in shares of a run's rise: {'; '.join(said)}")
+    return decide(found, f"median CVaR of the drawdown, in shares of a run's rise: {' / '.join(said)}")
 
 
 def acktr_over_a2c(results: Results) -> Decision:
@@ -95,14 +95,14 @@ def acktr_over_a2c(results: Results) -> Decision:
         )
         for task in results.tasks
     ]  # fmt: skip
-    means = "; ".join(
+    means = " / ".join(
         f"{task} {', '.join(f'{name} {table[task].mean():.4g}' for name, table in tables.items())}"
         for task in results.tasks
     )
     return decide(
         found,
         f"mean area: {means}",
-        "the cost of an update is not decided here; the command that measures it stands in the experiment",
+        "the cost of an update is not decided here: the command that measures it stands in the experiment",
     )
 
 
@@ -167,7 +167,7 @@ def workers(results: Results) -> Decision:
         fewer = ", ".join(f"{k:g}: {math.exp(ratios[name][k].mean()):.2f}" for k in others)
         sooner = ", ".join(f"{k:g}: {math.exp(ratios[name][k].mean()) * costs[1.0] / costs[k]:.2f}" for k in others)
         never = float((tables[name] >= results.runs["steps"].max()).to_numpy().mean())
-        said.append(f"{name}, by workers, in env_steps {fewer}, in seconds {sooner}; {never:.0%} never got there")
+        said.append(f"{name}, by workers, in env_steps {fewer}, in seconds {sooner}, {never:.0%} never got there")
     halves = {name: len(table) // 2 for name, table in ratios.items()}
     chosen = max(
         ((name, k) for name, table in ratios.items() for k in table if k > 1),
@@ -176,4 +176,4 @@ def workers(results: Results) -> Decision:
     gain = ratios[chosen[0]].iloc[halves[chosen[0]] :][chosen[1]]
     words = f"{chosen[0]}: log of the env_steps of one worker over those of {chosen[1]:g}, best on half of the seeds"
     found.append(mean_above(words, gain, total))
-    return decide(found, f"on {cores} cores, speedups to a mean return of {THRESHOLD:g}: {'; '.join(said)}")
+    return decide(found, f"on {cores} cores, speedups to a mean return of {THRESHOLD:g}: {' / '.join(said)}")

@@ -52,7 +52,7 @@ def deterministic_over_stochastic(results: Results) -> Decision:
         courses = {name: tuned(evaluated, name, task)["value"].mean() for name in everyone}
         told = ", ".join(f"{name} {np.mean(ends[name]):.4g} ({courses[name]:.4g})" for name in everyone)
         said.append(f"{task} {told}")
-    return decide(found, f"mean score (and over all evaluations): {'; '.join(said)}")
+    return decide(found, f"mean score (and over all evaluations): {' / '.join(said)}")
 
 
 def ended(results: Results, algorithm: str, variant: str = "default") -> np.ndarray:
@@ -67,7 +67,7 @@ def task_means(results: Results, *settings: tuple[str, str]) -> str:
         runs = results.runs[results.runs["task"] == task]
         means = runs.groupby(["algorithm", "variant"])["score"].mean()
         said.append(f"{task} {', '.join(f'{scores.label(*pair)} {means.get(pair, np.nan):.4g}' for pair in settings)}")
-    return f"mean score: {'; '.join(said)}"
+    return f"mean score: {' / '.join(said)}"
 
 
 # ---- S15 -----------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def temperature(results: Results) -> Decision:
         found.append(mean_above(words, judged[AUTOMATIC] - judged[best], k, -margin))
         means = ", ".join(f"{name:g} {mean:.4g}" for name, mean in fixed.mean().items())
         said.append(f"{task} {means}, automatic {mine[AUTOMATIC].mean():.4g}")
-    return decide(found, f"mean score by temperature, all {len(table)} seeds: {'; '.join(said)}")
+    return decide(found, f"mean score by temperature, all {len(table)} seeds: {' / '.join(said)}")
 
 
 # ---- S19 -----------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def twin_critics(results: Results) -> Decision:
             words = f"{task}: estimated value minus discounted return, {words}"
             found.append(mean_above(words, (mine[one] - mine[two]).dropna(), k))
         said.append(f"{task} {', '.join(f'{scores.label(*pair)} {mine[pair].mean():.3g}' for pair in pairs)}")
-    return decide(found, f"means: {'; '.join(said)}", *left_out(results, excess))
+    return decide(found, f"means: {' / '.join(said)}", *left_out(results, excess))
 
 
 # ---- S16 -----------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def sample_efficiency(results: Results) -> Decision:
             words = f"{mark:,} steps: P({one} over {other})"
             found.append(improvement_above(words, returns[one].to_numpy(), returns[other].to_numpy(), k))
         means = (f"{name} {', '.join(f'{x:.4g}' for x in table.mean())}" for name, table in returns.items())
-        said.append(f"mean return at {mark:,} ({', '.join(results.tasks)}): {'; '.join(means)}")
+        said.append(f"mean return at {mark:,} ({', '.join(results.tasks)}): {' / '.join(means)}")
     random = pd.Series(scores.random_scores())[results.tasks]
     last = tables[MARKS[-1]]
     best = pd.DataFrame({name: table.mean() for name, table in last.items()}).max(axis=1)

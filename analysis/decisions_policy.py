@@ -101,7 +101,7 @@ def entropy(results: Results) -> Decision:
         words = f"P({algorithm} with {best:g} over 0) on {task}"
         found.append(improvement_above(words, judged[[best]].to_numpy(), judged[[0.0]].to_numpy(), 2))
         said.append(f"{algorithm} {', '.join(f'{c:g}: {mine[c].mean():.4g}' for c in mine)}")
-    return decide(found, f"mean score by coefficient, all seeds: {'; '.join(said)}")
+    return decide(found, f"mean score by coefficient, all seeds: {' / '.join(said)}")
 
 
 def collapsed(results: Results) -> pd.Series:

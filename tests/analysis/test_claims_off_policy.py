@@ -48,7 +48,7 @@ def test_copdac(tmp_path: Path, truth: dict[str, float], status: str) -> None:
     assert claim.evidence.count("P(COPDAC-Q over") == 6
     if status != "holds":
         return
-    told = claim.evidence.split("mean score (and over all evaluations): ")[1].split("; ")
+    told = claim.evidence.split("mean score (and over all evaluations): ")[1].split(" / ")
     assert [part.split()[0] for part in told] == list(TASKS)
     ends = [float(part.split("offpac ")[1].split()[0]) for part in told]
     courses = [float(part.split("offpac ")[1].split("(")[1].split(")")[0]) for part in told]

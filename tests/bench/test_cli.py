@@ -147,13 +147,9 @@ def test_speed(bench: Bench) -> None:
         assert sum(row["us"].values()) == pytest.approx(1e6 / row["env_steps_per_second"], rel=0.2)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [(["nac", "--against", "sb3"], "--against sb3 knows ppo, a2c"), (["ppo", "--num-envs", "0"], "num_envs")],
-)
-def test_speed_refuses_what_its_own_process_finds(bench: Bench, given: list[str], message: str) -> None:
-    code, output = bench("speed", *given, "--task", "CartPole-v1", "--runs", "1")
-    assert message in output and code == 2
+def test_speed_refuses_what_its_own_process_finds(bench: Bench) -> None:
+    code, output = bench("speed", "nac", "--task", "CartPole-v1", "--runs", "1", "--against", "sb3")
+    assert "--against sb3 knows ppo, a2c" in output and code == 2
 
 
 def test_speed_of_two_of_ours(bench: Bench) -> None:

@@ -136,7 +136,7 @@ def test_list_is_complete_and_needs_no_torch(bench: Bench) -> None:
 
 
 def test_speed(bench: Bench) -> None:
-    given = ["--task", "CartPole-v1", "--runs", "1,3", "--seconds", "0.05", "--repetitions", "2", "--num-steps", "64"]
+    given = ["--task", "CartPole-v1", "--runs", "1,3", "--seconds", "0.05", "--repetitions", "1", "--num-steps", "64"]
     code, output = bench("speed", "ppo", *given, "--json")
     assert code == 0, output
     rows = json.loads(output)["rows"]
@@ -144,7 +144,8 @@ def test_speed(bench: Bench) -> None:
     for row in rows:
         assert row["low"] <= row["env_steps_per_second"] <= row["high"]
         assert set(row["us"]) == {"env", "act", "learn", "rest"}
-        assert sum(row["us"].values()) == pytest.approx(1e6 / row["env_steps_per_second"], rel=0.2)
+        # Of one turn: over several, the median of times is not that of speeds.
+        assert sum(row["us"].values()) == pytest.approx(1e6 / row["env_steps_per_second"], rel=1e-6)
 
 
 def test_speed_refuses_what_its_own_process_finds(bench: Bench) -> None:

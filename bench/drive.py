@@ -63,8 +63,9 @@ def train(folder: Path, should_stop: Callable[[], bool]) -> int:
     import_plugins()
     settings = store.read_json(folder / store.PLAN)
     with store.locked(folder / ".lock", PATIENCE):
+        algorithms.load(plan.members(folder / store.PLAN)[0].algorithm)  # which imports what it computes with
         try:
-            computing = runtime.configure_torch(settings["device"])
+            computing = runtime.configure(settings["device"])
         except ValueError as error:
             raise UserError(str(error)) from None
         return Driver(folder, settings, computing).train(should_stop)

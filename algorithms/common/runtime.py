@@ -21,9 +21,7 @@ def prepare() -> None:
     """
     for name in THREAD_VARIABLES:
         os.environ[name] = "1"
-    flags = cpu_flags()
-    branch = "AVX512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "COMPATIBLE"
-    os.environ.setdefault("MKL_CBWR", branch)
+    os.environ.setdefault("MKL_CBWR", instruction_set())
     keep_freed_memory()
 
 
@@ -62,6 +60,20 @@ def cpu_flags() -> set[str]:
             return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
     except OSError:
         return set()
+
+
+def instruction_set() -> str:
+    """The widest of those that matter here which this CPU has, in MKL's words."""
+    flags = cpu_flags()
+    return "AVX512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "COMPATIBLE"
+
+
+def configure(device: str = "auto") -> dict[str, Any]:
+    """`configure_torch` where torch has been imported. An algorithm that computes in NumPy alone spares a worker the
+    seconds which that takes, and runs on the CPU whatever the device."""
+    if "torch" in sys.modules:
+        return configure_torch(device)
+    return {"device": "cpu", "precision": "that of NumPy's arrays", "threads": 1, "isa": instruction_set()}
 
 
 def configure_torch(device: str = "auto") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import subprocess
@@ -625,3 +626,17 @@ def test_preparing_imports_nothing_heavy() -> None:
         "print([name for name in ('numpy', 'torch', 'gymnasium') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("algorithm", "needs_torch"), [("q_learning", False), ("dqn", True)])
+def test_torch_is_imported_where_it_computes(algorithm: str, needs_torch: bool) -> None:
+    """A worker that trains tables starts in a tenth of the time; what it records names no torch setting."""
+    code = (
+        "import json, sys, bench.drive, algorithms; from algorithms.common import runtime;"
+        f"module = algorithms.load('{algorithm}'); facts = runtime.configure('cpu');"
+        "print(json.dumps(['torch' in sys.modules, facts]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported, facts = json.loads(done.stdout)
+    assert imported is needs_torch and ("mkl_cbwr" in facts) is needs_torch
+    assert facts["device"] == "cpu" and facts["threads"] == 1 and facts["isa"]

@@ -142,10 +142,14 @@ def breakable(name: str) -> Any:
 
 
 def prose(text: str) -> Any:
-    """A description whose `names` between backticks are set as code."""
+    """A description whose `names` between backticks are set as code; the words of a command are not broken."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    def code(found: re.Match[str]) -> str:
+        words = found[1].split()
+        return f"<code>{' '.join(f'<span>{word}</span>' for word in words) if len(words) > 1 else found[1]}</code>"
+
+    return Markup(re.sub(r"`([^`]+)`", code, str(escape(text))))
 
 
 def make(results: Results, out_dir: Path, command: str | None = None) -> Path:

@@ -243,6 +243,7 @@ def test_numbers_are_short_and_intervals_share_their_digits():
 
 def test_names_in_a_description_are_code_and_nothing_else_is_markup():
     assert report.prose("preset `paper` & <b>") == "preset <code>paper</code> &amp; &lt;b&gt;"
+    assert report.prose("`run x`") == "<code><span>run</span> <span>x</span></code>"
 
 
 def test_analysis_does_not_import_what_trains():

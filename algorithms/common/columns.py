@@ -258,10 +258,10 @@ class Convolution(Linear):
 
 
 def over_actions(by_action: Tensor) -> Tensor:
-    """The sum over axis 1 of [r, A, ...], A > 1, slice by slice: torch's takes twice as long over a short axis."""
-    first, second, *others = by_action.unbind(1)
-    total = first + second
-    for slice_of_one in others:
+    """The sum over axis 1 of [r, A, ...], slice by slice: torch's takes twice as long over a short axis."""
+    first, *others = by_action.unbind(1)
+    total = first + others[0] if others else first.clone()
+    for slice_of_one in others[1:]:
         total.add_(slice_of_one)
     return total
 

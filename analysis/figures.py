@@ -239,7 +239,7 @@ def _limits(values: Any, pad: float = 0.05, reach: float = 1.0) -> tuple[float, 
     low, high = np.quantile(known, [0.12, 0.95])
     span = (high - low) or abs(high) or 1.0
     low, high = max(known.min(), low - reach * span), min(known.max(), high + reach * span)
-    pad *= (high - low) or 1.0
+    pad *= (high - low) or abs(high) or 1.0
     return float(low - pad), float(high + pad)
 
 

@@ -123,6 +123,8 @@ def test_limits_keep_ordinary_values():
     assert low <= 0.0
     assert high >= 1.0
     assert figures._limits([np.nan]) == (0.0, 1.0)
+    low, high = figures._limits([1000.0] * 20)  # wide enough for ticks that differ in three digits
+    assert (low, high) == (950.0, 1050.0)
 
 
 def test_rows_without_runs_are_named_and_not_drawn():

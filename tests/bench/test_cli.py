@@ -136,7 +136,7 @@ def test_list_is_complete_and_needs_no_torch(bench: Bench) -> None:
 
 
 def test_speed(bench: Bench) -> None:
-    given = ["--task", "CartPole-v1", "--runs", "1,3", "--seconds", "0.05", "--repetitions", "1", "--num-steps", "64"]
+    given = ["--task", "CartPole-v1", "--runs", "1,3", "--seconds", "0.05", "--repetitions", "2", "--num-steps", "64"]
     code, output = bench("speed", "ppo", *given, "--json")
     assert code == 0, output
     rows = json.loads(output)["rows"]
@@ -144,8 +144,8 @@ def test_speed(bench: Bench) -> None:
     for row in rows:
         assert row["low"] <= row["env_steps_per_second"] <= row["high"]
         assert set(row["us"]) == {"env", "act", "learn", "rest"}
-        # Of one turn: over several, the median of times is not that of speeds.
-        assert sum(row["us"].values()) == pytest.approx(1e6 / row["env_steps_per_second"], rel=1e-6)
+        # The median of two turns' times is not that of their speeds; of one turn see `test_speed_of_two_of_ours`.
+        assert sum(row["us"].values()) * 1e-6 * row["high"] > 1 - 1e-6
 
 
 def test_speed_refuses_what_its_own_process_finds(bench: Bench) -> None:
@@ -159,6 +159,8 @@ def test_speed_of_two_of_ours(bench: Bench) -> None:
     code, output = bench("speed", "acktr", *given, "--against", "a2c", "--against-preset", "sb3", "--json")
     assert code == 0, output
     found = json.loads(output)
+    for row in found["rows"]:
+        assert sum(row["us"].values()) == pytest.approx(1e6 / row["env_steps_per_second"], rel=1e-6)
     assert [row["name"] for row in found["rows"]] == ["R = 1", "R = 2", "a2c R = 1", "a2c R = 2"]
     both = {key: (found["config"][key], found["against_config"][key]) for key in ("num_envs", "num_steps", "ent_coef")}
     assert both == {"num_envs": (2, 2), "num_steps": (10, 10), "ent_coef": (0.0, 0.0)}

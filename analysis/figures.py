@@ -178,14 +178,14 @@ def _figure(width: float, height: float, title: str, caption: str, header: float
     return figure
 
 
-def _columns_that_fit(names: Sequence[str], most: int) -> int:
-    """How many columns of a legend under the title fit beside each other, in the rows' order."""
+def _columns_that_fit(names: Sequence[str], most: int, width: float = WIDTH) -> int:
+    """How many columns of a legend fit beside each other in so many inches, in the rows' order."""
     size = matplotlib.rcParams["legend.fontsize"]
     font, text = FontProperties(size=size), TextToPath()  # type: ignore[no-untyped-call]
     widths = [text.get_text_width_height_descent(name, font, False)[0] for name in names]  # points
     beside = (2.2 + 0.8 + 1.5) * size  # handle, its distance from the text, that of the columns
     for columns in range(min(most, len(names)), 1, -1):
-        if sum(max(widths[start::columns]) + beside for start in range(columns)) <= 0.97 * 72 * WIDTH:
+        if sum(max(widths[start::columns]) + beside for start in range(columns)) <= 0.97 * 72 * width:
             return columns
     return 1
 
@@ -453,7 +453,8 @@ def _family_panels(
                 _line(axes, rows_of, x, look[label])
             else:
                 axes.plot(rows_of[x], rows_of["estimate"], color=FAINT, linewidth=0.7, zorder=1)
-        _panel_legend(axes, members, look, 2 if columns > 1 else min(3, len(members)))
+        across = _columns_that_fit(members, 2, 0.5 * WIDTH - 0.5) if columns > 1 else min(3, len(members))
+        _panel_legend(axes, members, look, across)
     for axes in grid.flat[len(groups) :]:
         axes.set_axis_off()
     return figure, list(grid.flat[: len(groups)])

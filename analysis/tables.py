@@ -46,7 +46,8 @@ class Study:
     labels: dict[tuple[str, str], str]  # (algorithm, variant) -> name on the page, in order
     anchors: scores.Anchors | None = None
     second: scores.Anchors | None = None  # the other reading of "best result"
-    tasks: list[str] = field(default_factory=list)  # the tasks on which every setting has a score
+    tasks: list[str] = field(default_factory=list)  # the tasks that are normalized: every setting has a score there
+    flat: list[str] = field(default_factory=list)  # those on which no best result is above the random policy
     matrices: dict[str, scores.Matrix] = field(default_factory=dict)  # label -> normalized [n, E]
     raw: str = ""  # why scores are not normalized
 
@@ -134,8 +135,14 @@ def study(results: Results) -> Study:
         else:
             rows = scored[scored["task"].isin(made.tasks)]
             first = wanted or "best-run"  # as in `ranking`
-            made.anchors = scores.best_anchors(rows, first)
-            made.second = scores.best_anchors(rows, next(name for name in scores.READINGS if name != first))
+            anchors = scores.best_anchors(rows, first)
+            second = scores.best_anchors(rows, next(name for name in scores.READINGS if name != first))
+            made.flat = [t for t in made.tasks if min(anchors.high[t], second.high[t]) <= anchors.low[t]]
+            made.tasks = [task for task in made.tasks if task not in made.flat]
+            if made.tasks:
+                made.anchors, made.second = anchors, second
+            else:
+                made.raw = "nowhere is the best result above the random policy's"
         if made.anchors is not None:
             column = scores.normalize_column(runs, made.anchors)
             for pair, name in made.labels.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -197,6 +198,27 @@ def test_a_single_run_reports_its_return_and_no_interval(tmp_path, capsys):
     assert "with a single task, returns say it all" in text
     table = pd.read_csv(tmp_path / "out" / "tables" / "headline.csv")
     assert np.isfinite(table.loc[0, "mean"]) and np.isnan(table.loc[0, "low"])
+
+
+def test_a_task_that_nothing_learns_has_no_normalized_score(tmp_path):
+    folder = synthetic.write_experiment(tmp_path, "flat")
+    for seed, (variant, earned) in itertools.product(range(3), {"low": 100.0, "high": 400.0}.items()):
+        synthetic.one_run(folder, "CartPole-v1", "a2c", variant, seed, returns=[earned + seed])
+        synthetic.one_run(folder, "MountainCar-v0", "a2c", variant, seed, returns=[-200.0])  # what the random one earns
+    study = tables.study(load.load(folder))
+    assert study.flat == ["MountainCar-v0"] and study.tasks == ["CartPole-v1"]
+    table = tables.headline(study).data.set_index("setting")
+    assert table["seeds"].tolist() == [3, 3] and table.loc["high", "mean"] == pytest.approx(0.998, abs=0.002)
+    assert tables.anchor_table(study).data["task"].tolist() == ["CartPole-v1"]
+    text = re.sub(r"\s+", " ", report.make(load.load(folder), tmp_path / "out").read_text())
+    assert "Nothing learned MountainCar-v0" in text and "leave it out" in text and "Left out:" not in text
+    synthetic.write_experiment(tmp_path, "all_flat")
+    for seed, task in itertools.product(range(2), ("Acrobot-v1", "MountainCar-v0")):
+        for variant in ("low", "high"):
+            synthetic.one_run(tmp_path / "all_flat", task, "a2c", variant, seed, returns=[-500.0])
+    nothing = tables.study(load.load(tmp_path / "all_flat"))
+    assert nothing.anchors is None and "nowhere is the best result above" in nothing.raw
+    assert tables.headline(nothing).data["mean"].tolist() == [-500.0] * 4
 
 
 def test_a_tree_where_nothing_is_over_says_so(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -266,11 +267,14 @@ WORKS = {  # task -> the mean return of 100 episodes from which on it counts as 
 
 def sac_works(results: Results) -> Decision:
     """S25, one kind of actions: on every task the share of seeds of which an evaluation (100 episodes without noise)
-    reaches the task's threshold is above 0.8.
+    reaches the task's threshold is above 0.8. SAC-Discrete is judged with one critic.
     """
-    algorithm = "sac_discrete" if "sac_discrete" in set(results.runs["algorithm"]) else "sac"
-    if missing := lacking(results, algorithm):
+    discrete = "sac_discrete" in set(results.runs["algorithm"])
+    algorithm, variant = ("sac_discrete", "one-critic") if discrete else ("sac", "default")
+    if missing := lacking(results, scores.label(algorithm, variant)):
         return missing
+    runs, curves = (table[table["variant"] == variant] for table in (results.runs, results.curves))
+    results = dataclasses.replace(results, runs=runs, curves=curves)
     evaluated = results.curves[(results.curves["algorithm"] == algorithm) & (results.curves["phase"] == "eval")]
     found, said = [], []
     for task in results.tasks:

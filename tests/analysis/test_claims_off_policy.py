@@ -293,7 +293,10 @@ def kinds(root: Path, algorithm: str, reach: tuple[int, int], seeds: int = 20) -
     for (task, count), seed in itertools.product(zip(tasks, reach, strict=True), range(seeds)):
         least = decisions_off_policy.WORKS[task]
         evaluations = {500: least + (1.0 if seed < count else -1.0), 1000: least - 50.0}
-        one_run(folder, task, algorithm, "default", seed, evaluations=evaluations)
+        variant = "one-critic" if algorithm == "sac_discrete" else "default"
+        one_run(folder, task, algorithm, variant, seed, evaluations=evaluations)
+        if algorithm == "sac_discrete":  # does not count
+            one_run(folder, task, algorithm, "two-critics", seed, evaluations={500: least - 100.0})
     return folder
 
 

@@ -286,6 +286,20 @@ def _words(task: str, width: int) -> str:
     return "\n".join(lines)
 
 
+def _in_two_lines(label: str, width: int = 26) -> str:
+    """A setting's name, broken at the space or comma nearest to its middle where it is longer than `width`."""
+    places = [found.end() for found in re.finditer(r"[ ,]", label)]
+    if len(label) <= width or not places:
+        return label
+    place = min(places, key=lambda end: abs(end - len(label) / 2))
+    return f"{label[:place].rstrip()}\n{label[place:]}"
+
+
+def _row(names: Sequence[str], height: float) -> float:
+    """Inches of a row of a figure with these names on the left: `height`, or what two lines need."""
+    return max(height, 0.3) if any("\n" in name for name in names) else height
+
+
 def _place(axes: Axes) -> Any:
     return axes.get_subplotspec()
 
@@ -375,7 +389,8 @@ def intervals(
     labels = _order(aggregates["label"], order)
     metrics = list(dict.fromkeys(aggregates["metric"]))
     look = looks(labels)
-    figure = _figure(WIDTH, 0.25 * len(labels) + 0.75, title, caption)
+    names = [_in_two_lines(label) for label in labels]
+    figure = _figure(WIDTH, _row(names, 0.25) * len(labels) + 0.75, title, caption)
     grid = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     heights = np.arange(len(labels))[::-1]
     for axes, metric in zip(grid, metrics, strict=True):
@@ -384,7 +399,7 @@ def intervals(
         _forest(axes, heights, rows, [look[label].hue for label in labels])
         axes.set_title(metric)
         axes.set_xlabel("← lower is better" if "gap" in metric.lower() else "higher is better →", fontsize=7.8)
-        axes.set_yticks(heights, labels)
+        axes.set_yticks(heights, names)
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
         _rows_on_the_left(axes)
@@ -404,7 +419,8 @@ def runs(
     look = looks(labels)
     columns = 1 if len(tasks) == 1 else 2 if len(tasks) in (2, 4) else 3
     rows = -(-len(tasks) // columns)
-    figure = _figure(WIDTH, rows * (0.19 * len(labels) + 0.55) + 0.1, title, caption)
+    names = [_in_two_lines(label) for label in labels]
+    figure = _figure(WIDTH, rows * (_row(names, 0.19) * len(labels) + 0.55) + 0.1, title, caption)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     heights = np.arange(len(labels))[::-1]
     spread = np.random.default_rng(0)
@@ -419,7 +435,7 @@ def runs(
             (dots,) = axes.plot(values, y + jitter, "o", color=look[label].hue, markersize=2.6, alpha=shade)
             dots.set(markeredgewidth=0, rasterized=len(table) > 2000)  # so many dots would make an SVG of megabytes
         axes.set_title(task, fontsize=9.0 if len(task) < 20 or columns < 3 else 8.2)
-        axes.set_yticks(heights, labels)
+        axes.set_yticks(heights, names)
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(_count))
@@ -503,14 +519,17 @@ def sample_efficiency(
 @styled
 def improvement(table: pd.DataFrame, caption: str, title: str = "Probability of improvement") -> Figure:
     """`table` (x, y, estimate, low, high): P(a run of x does better than one of y on a task); 0.5: no difference."""
-    figure = _figure(WIDTH, 0.27 * len(table) + 0.65, title, caption)
+    pairs = list(zip(table["x"], table["y"], strict=True))
+    between = "\nover " if any(len(x + y) > 46 for x, y in pairs) else "  over  "
+    names = [f"{x}{between}{y}" for x, y in pairs]
+    figure = _figure(WIDTH, _row(names, 0.27) * len(table) + 0.65, title, caption)
     axes = figure.subplots()
     heights = np.arange(len(table))[::-1]
     settled = [HUES[0] if row.low > 0.5 else HUES[1] if row.high < 0.5 else MUTED for row in table.itertuples()]
     axes.axvline(0.5, color=MUTED, linewidth=1.0, zorder=1)
     axes.set_xlim(0, 1)
     _forest(axes, heights, table, settled)
-    axes.set_yticks(heights, [f"{x}  over  {y}" for x, y in zip(table["x"], table["y"], strict=True)])
+    axes.set_yticks(heights, names)
     axes.set_ylim(-0.6, len(table) - 0.4)
     _rows_on_the_left(axes)
     axes.set_xlabel("P(X over Y)      blue: X is better · orange: Y is better · grey: cannot tell", fontsize=8.2)

@@ -131,7 +131,7 @@ def cell(text: Any, column: str = "") -> Any:
         return Markup('<span class="chip {}">{} {}</span>').format(text.replace(" ", "-"), sign, text)
     if match := re.fullmatch(r"(\S+) (\[.*\])", text):
         return Markup('{} <span class="interval">{}</span>').format(*match.groups())
-    return escape(text)
+    return Markup(",<wbr>").join(escape(part) for part in text.split(",")) if column == "setting" else escape(text)
 
 
 def breakable(name: str) -> Any:

@@ -260,10 +260,13 @@ def _handles(labels: Sequence[str], look: Mapping[str, Look]) -> list[Line2D]:
     return [Line2D([], [], color=look[k].colour, linestyle=look[k].dash, linewidth=2.2) for k in labels]
 
 
-def _panel_legend(axes: Axes, labels: Sequence[str], look: Mapping[str, Look], columns: int, **more: Any) -> None:
-    """A legend in the head of one panel."""
+def _panel_legend(
+    axes: Axes, labels: Sequence[str], look: Mapping[str, Look], columns: int, longest: int = 99, **more: Any
+) -> None:
+    """A legend in the head of one panel; names of more than `longest` characters are broken."""
     order = [label for start in range(columns) for label in labels[start::columns]]
-    axes.legend(_handles(order, look), order, handlelength=2.4, columnspacing=1.2, labelspacing=0.25, ncols=columns,
+    names = [_in_two_lines(label, longest) for label in order]
+    axes.legend(_handles(order, look), names, handlelength=2.4, columnspacing=1.2, labelspacing=0.25, ncols=columns,
                 loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2, **more)  # fmt: skip
 
 
@@ -366,7 +369,8 @@ def learning_curves(
             if number % columns == 0:
                 axes.set_ylabel(_words(task, 14), color=INK, fontsize=8.5, fontweight="bold")
             if number < columns:
-                _panel_legend(axes, members, look, 1, fontsize=7.8)
+                longest = int((WIDTH / columns - 0.5) / 0.06)  # inches of a letter of 7.8 points
+                _panel_legend(axes, members, look, 1, longest, fontsize=7.8)
         else:
             axes.set_title(task, fontsize=9.5 if len(task) < 20 or columns < 3 else 8.2)
             if number % columns == 0:

@@ -166,9 +166,11 @@ def compose(this: Study, out_dir: Path, command: str | None = None) -> tuple[Pat
     decided = claims.evaluate(results, found)
     manifests = load.manifests(results.path)
     lead, by_task, troubles = tables.headline(this), tables.task_table(this), tables.trouble_table(this)
+    ranked = tables.rank_table(this)
+    shown = [lead, by_task] if lead.name != by_task.name and len(results.tasks) > 1 else [lead]
     parts: dict[str, list[Table]] = {
         "verdicts": tables.verdict_tables(found),
-        "scores": [lead, by_task] if lead.name != by_task.name and len(results.tasks) > 1 else [lead],
+        "scores": [*shown, ranked] if ranked else shown,
         "claims": [tables.claim_table(decided)] if decided else [],
         "troubles": [troubles] if len(troubles.shown) else [],
         "anchors": [tables.anchor_table(this)] if this.anchors is not None else [],

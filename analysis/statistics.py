@@ -9,7 +9,7 @@ that are complete.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -194,6 +194,17 @@ def improvement_interval(
     weights_y = np.swapaxes(resample_weights(len(y), y.shape[1], rng, reps), 0, 1)
     samples = ((weights_x @ wins) * weights_y).sum(axis=-1).mean(axis=0)  # [reps]
     return Interval(float(probability_of_improvement(x, y)), *(float(v) for v in percentiles(samples, size)))
+
+
+def ranks(groups: Sequence[np.ndarray], generator: Generator = 0, reps: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    """Places of S settings' mean scores on one task, 1 for the highest, ties at their mean place: [S]; and the places
+    in every bootstrap draw over the runs: [reps, S]. `groups`: the scores of each setting's runs, [n_s].
+    """
+    rng = np.random.default_rng(generator)
+    drawn = [resample_weights(len(group), 1, rng, reps)[:, 0] @ group for group in groups]
+    means, samples = np.array([group.mean() for group in groups]), np.stack(drawn, axis=-1)
+    # to nine decimals: a sum's rounding must not break a tie
+    return rankdata(-means.round(9)), rankdata(-samples.round(9), axis=-1)
 
 
 # ---- curves and profiles -------------------------------------------------------------------------------------------

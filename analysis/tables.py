@@ -243,6 +243,34 @@ def task_table(this: Study) -> Table:
     return Table("tasks", "Scores by task", pd.DataFrame(rows), pd.DataFrame(cells), note)
 
 
+def rank_table(this: Study) -> Table | None:
+    """The place of every setting on every task where all have a score, by mean score, and their mean over the tasks.
+
+    None where there is nothing to rank: fewer than three settings, or fewer than two such tasks.
+    """
+    keys = ["task", "algorithm", "variant"]
+    sign = -1.0 if this.results.lower_is_better else 1.0
+    groups = {key: sign * group["score"].to_numpy(float) for key, group in this.scored.groupby(keys)}
+    shared = [task for task in this.results.tasks if all((task, *pair) in groups for pair in this.labels)]
+    if len(this.labels) < 3 or len(shared) < 2:
+        return None
+    found = {
+        task: statistics.ranks([groups[task, *pair] for pair in this.labels], generator=place, reps=REPS)
+        for place, task in enumerate(shared)
+    }
+    found["mean"] = tuple(np.mean(parts, axis=0) for parts in zip(*found.values(), strict=True))
+    rows, cells = [], []
+    for place, name in enumerate(this.order):
+        line = {"setting": name}
+        for task, (point, draws) in found.items():
+            interval = Interval(float(point[place]), *map(float, statistics.percentiles(draws[:, place])))
+            rows.append({"setting": name, "task": task} | dict(zip(("rank", "low", "high"), interval, strict=True)))
+            line[task] = f"{interval.point:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+        cells.append(line)
+    note = f"1: the best mean score, {len(this.labels)}: the worst; ties share their places. In brackets: {INTERVAL}."
+    return Table("ranks", "Ranks by task", pd.DataFrame(rows), pd.DataFrame(cells), note)
+
+
 def single_task_table(this: Study) -> Table:
     """The runs of each setting on the one task there is: mean with its interval, middle and range."""
     rows, cells = [], []

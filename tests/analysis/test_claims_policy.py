@@ -201,6 +201,15 @@ def test_figure_3(tmp_path: Path, levels: dict[str, float], t4: str, s10: str) -
     assert (found["T4"].status, found["S10"].status) == (t4, s10), found
 
 
+def test_figure_3_tells_normalized_advantages_beside_the_verdict(tmp_path: Path) -> None:
+    folder = figure_3(tmp_path, seeds=3, trpo=15.0)
+    for seed, task in itertools.product(range(3), range(2)):
+        one_run(folder, f"Task{task}-v5", "ppo", decisions_policy.NORMALIZED, seed, returns=[20.0])
+    found = decided(folder)["S10"]
+    assert found.status == "fails" and "P(ppo over trpo) = 0 " in found.evidence.partition("beside")[0], found
+    assert "with normalized advantages: P(ppo over trpo) = 1 " in found.evidence
+
+
 def test_figure_3_without_a_method_is_open_for_t4_alone(tmp_path: Path) -> None:
     folder = figure_3(tmp_path, seeds=3)
     for path in folder.glob("*/cem/*/*"):

@@ -221,6 +221,22 @@ def test_a_task_that_nothing_learns_has_no_normalized_score(tmp_path):
     assert tables.headline(nothing).data["mean"].tolist() == [-500.0] * 4
 
 
+def test_ranks_by_task(tmp_path):
+    ranked = {"low": 1.0, "middle": 2.0, "high": 3.0}
+    for better, places in {"higher": [3, 2, 1], "lower": [1, 2, 3]}.items():
+        folder = synthetic.write_experiment(
+            tmp_path, better, score={"statistic": "final_100_training_episodes", "better": better}
+        )
+        for seed, (variant, earned), task in itertools.product(range(3), ranked.items(), ("A-v0", "B-v0", "C-v0")):
+            if (variant, task) != ("low", "C-v0"):  # nothing is ranked where one setting has no score
+                synthetic.one_run(folder, task, "a2c", variant, seed, returns=[earned])
+        table = tables.rank_table(tables.study(load.load(folder)))
+        found = table.data.pivot(index="setting", columns="task", values="rank").loc[list(ranked)]
+        assert list(found) == ["A-v0", "B-v0", "mean"] and found.T.eq(places).all(axis=None)
+    page = report.make(load.load(folder), tmp_path / "out").read_text()
+    assert "Ranks by task" in page and (tmp_path / "out" / "tables" / "ranks.csv").is_file()
+
+
 def test_a_tree_where_nothing_is_over_says_so(tmp_path):
     folder = one_run(tmp_path)
     path = next(folder.glob("*/*/*/manifest.json"))

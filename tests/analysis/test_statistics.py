@@ -41,6 +41,16 @@ def test_probability_of_improvement_by_hand() -> None:
     assert statistics.probability_of_improvement(x, y) + statistics.probability_of_improvement(y, x) == pytest.approx(1)
 
 
+def test_ranks_by_hand() -> None:
+    best, worst = np.array([5.0, 6.0]), np.array([-1.0, 0.0, 1.0])
+    point, draws = statistics.ranks([worst, best, np.full(3, 0.1), np.full(7, 0.1)], reps=50)
+    assert point.tolist() == [4, 1, 2.5, 2.5]
+    assert draws.shape == (50, 4) and (draws[:, 1] == 1).all() and (draws[:, 2] == draws[:, 3]).all()
+    # the first is 4th unless its draw's mean is above 0.1: more 1s than -1s among 3, in 10 of 27 draws
+    drawn = statistics.ranks([worst, best, np.full(3, 0.1)], reps=20_000)[1]
+    assert (drawn[:, 0] == 2).mean() == pytest.approx(10 / 27, abs=0.02)
+
+
 def test_two_calls_give_the_same_interval() -> None:
     x = np.random.default_rng(0).normal(size=(5, 4))
     for engine in ("rliable", "numpy"):

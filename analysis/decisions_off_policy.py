@@ -62,12 +62,14 @@ def ended(results: Results, algorithm: str, variant: str = "default") -> np.ndar
 
 
 def task_means(results: Results, *settings: tuple[str, str]) -> str:
-    """The mean score of each setting on each task, in words."""
+    """The mean score of each setting on each task, in words; the variants' alone where there is but one algorithm."""
+    single = len({algorithm for algorithm, _ in settings}) == 1
+    names = {pair: pair[1] if single else scores.label(*pair) for pair in settings}
     said = []
     for task in results.tasks:
         runs = results.runs[results.runs["task"] == task]
         means = runs.groupby(["algorithm", "variant"])["score"].mean()
-        said.append(f"{task} {', '.join(f'{scores.label(*pair)} {means.get(pair, np.nan):.4g}' for pair in settings)}")
+        said.append(f"{task} {', '.join(f'{name} {means.get(pair, np.nan):.4g}' for pair, name in names.items())}")
     return f"mean score: {' / '.join(said)}"
 
 

@@ -12,7 +12,8 @@ by one and together as a suite:
     statistic = "final_100_training_episodes"   # ours, of scores.STATISTICS; default: the experiment's
     truncation = "terminal"                     # theirs at a time limit: "terminal" or "bootstrap"; absent: not known
     looks = 1                                   # 3 if our seeds are looked at when there are 5, 10 and 20
-    reading_error = 0.0                         # of a value read off a plot (grade D), in units of the score
+    reading_error = 0.0                         # of a value read off a plot (grade D), in units of the score; may be a
+                                                # table of them by their environments
     [published.bridge]                          # what differs and why the comparison is still fair, by field
     environment = "v4 to v5: ..."
     truncation = "..."
@@ -148,7 +149,8 @@ def theirs(entry: dict[str, Any], environment: str) -> tuple[Published, Protocol
     row = rows.iloc[0]
     statistic, evaluation = _metric(str(row["metric"]))
     protocol = Protocol(statistic, _int(row["steps"]) or 0, evaluation, environment, truncation)
-    return _published(row, entry.get("reading_error", 0.0)), protocol
+    error = entry.get("reading_error", 0.0)
+    return _published(row, error[environment] if isinstance(error, dict) else error), protocol
 
 
 def _metric(words: str) -> tuple[str, str]:

@@ -270,15 +270,16 @@ def _join(*parts: str) -> str:
 # ---- a suite of tasks ----------------------------------------------------------------------------------------------
 
 
-def judge_suite(verdicts: Sequence[Verdict], alpha: float = 0.05) -> Verdict:
+def judge_suite(verdicts: Sequence[Verdict], setting: str, alpha: float = 0.05) -> Verdict:
     """The rule for a suite of E tasks, from its tasks' verdicts (of which those with an interval are comparable).
+    `setting`: what was judged, for the subject's name.
 
     Mean of d/R over the comparable tasks, variance sum(v / R^2) / E^2, nu by Satterthwaite, 90 % interval against
     -+0.10. REPRODUCED needs the interval inside, no task WORSE after Holm's correction, and 80 % of the tasks
     comparable.
     """
     table, told = verdicts[0].table, [v for v in verdicts if math.isfinite(v.low)]
-    subject = f"suite of {len(verdicts)} tasks"
+    subject = f"suite of {len(verdicts)} tasks: {setting}"
     base = Verdict(
         table,
         subject,

@@ -52,7 +52,7 @@ def _judge_entry(results: Results, entry: dict[str, Any], random: dict[str, floa
         _judge_environment(results, entry, algorithm, variant, statistic, task, environment, random)
         for task, environment in entry.get("tasks", {}).items()
     ]
-    return [*found, rule.judge_suite(found)] if len(found) > 1 else found
+    return [*found, rule.judge_suite(found, scores.label(algorithm, variant))] if len(found) > 1 else found
 
 
 def _judge_environment(
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = verdicts(results)
             everything[results.name] = [as_row(verdict) for verdict in found]
             worse += [f"{results.name}: {line}" for line in got_worse(found, recorded.get(results.name, {}))]
-            if given.record and results.shipped:
+            if given.record and results.shipped and found:
                 recorded[results.name] = {key_of(verdict): verdict.verdict for verdict in found}
             if not given.json:
                 print(_report(results, found))

@@ -145,21 +145,21 @@ def tasks(*differences: float, v: float = 0.0004, nu: float = 8.0) -> list[Verdi
 
 
 def test_suite_by_hand() -> None:
-    found = rule.judge_suite(tasks(0.08, -0.02, 0.03))
+    found = rule.judge_suite(tasks(0.08, -0.02, 0.03), "ppo")
     half = float(stats.t.ppf(0.95, 24.0)) * math.sqrt(3 * 0.0004 / 9)  # equal variances: nu = 3 * 8
     assert found.difference == pytest.approx(0.03) and found.high == pytest.approx(0.03 + half)
     assert found.verdict == REPRODUCED  # though the first task alone is inconclusive
 
 
 def test_suite_with_a_task_that_is_worse_is_not_reproduced() -> None:
-    found = rule.judge_suite(tasks(-0.35, 0.1, 0.1, 0.1))
+    found = rule.judge_suite(tasks(-0.35, 0.1, 0.1, 0.1), "ppo")
     assert found.verdict == INCONCLUSIVE and "task 0" in found.note
 
 
 def test_suite_needs_most_of_its_tasks() -> None:
     lost = [replace(Verdict("t", "x", NOT_COMPARABLE), subject=f"lost {i}") for i in range(2)]
-    assert rule.judge_suite(tasks(0.0, 0.0, 0.0) + lost).verdict == NOT_COMPARABLE
-    assert rule.judge_suite(tasks(0.0, 0.0, 0.0, 0.0) + lost[:1]).verdict == REPRODUCED
+    assert rule.judge_suite(tasks(0.0, 0.0, 0.0) + lost, "ppo").verdict == NOT_COMPARABLE
+    assert rule.judge_suite(tasks(0.0, 0.0, 0.0, 0.0) + lost[:1], "ppo").verdict == REPRODUCED
 
 
 def test_holm_by_hand() -> None:

@@ -146,6 +146,8 @@ def test_plot_readings_are_grade_d() -> None:
     }
     number, _ = published.theirs(entry, "HalfCheetah") or (None, None)
     assert number is not None and number.grade == "D" and number.reading_error == 50.0
+    number, _ = published.theirs(entry | {"reading_error": {"Reacher": 1.0}}, "Reacher") or (None, None)
+    assert number is not None and number.reading_error == 1.0
 
 
 def test_ambiguous_or_wrong_selection_is_named() -> None:
@@ -200,7 +202,7 @@ def test_tasks_and_their_suite() -> None:
     assert cart.scale == pytest.approx(490.04 - RANDOM["CartPole-v1"]) and cart.n == 10 and cart.n_published == 3
     assert cart.bridge.startswith("truncation: theirs") and cart.table == "classic_published: CleanRL PPO"
     two = judged({"tasks": {"CartPole-v1": "CartPole-v1", "Acrobot-v1": "Acrobot-v1"}})
-    assert two["suite of 2 tasks"].verdict == REPRODUCED
+    assert two["suite of 2 tasks: ppo"].verdict == REPRODUCED
 
 
 def test_without_its_bridge_it_is_not_comparable_and_says_why() -> None:
@@ -388,7 +390,7 @@ def test_command_end_to_end(shipped: Path, capsys: pytest.CaptureFixture[str]) -
         "clip-0.2",
         "ppo_ikostrikov_runs",
         "mujoco_published: CleanRL PPO",
-        "suite of 4 tasks",
+        "suite of 4 tasks: ppo",
     ):
         assert text in out
     assert verify.main(["ppo_table1", "--json"]) == 0

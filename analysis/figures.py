@@ -702,7 +702,8 @@ def published(
                           ha=side_of, va="center", fontsize=8.2, color=colour, **side)  # fmt: skip
     axes.set_yticks(heights, list(table["label"]))
     axes.set_xlabel(xlabel)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    narrow = table["label"].str.len().max() > 35  # long names leave little of the width
+    axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 6))
     _rows_on_the_left(axes)
     point: dict[str, Any] = {"marker": "o", "linewidth": 0}
     bar: dict[str, Any] = {"linewidth": 5.5, "alpha": 0.5}

@@ -150,7 +150,11 @@ def theirs(entry: dict[str, Any], environment: str) -> tuple[Published, Protocol
     statistic, evaluation = _metric(str(row["metric"]))
     protocol = Protocol(statistic, _int(row["steps"]) or 0, evaluation, environment, truncation)
     error = entry.get("reading_error", 0.0)
-    return _published(row, error[environment] if isinstance(error, dict) else error), protocol
+    if isinstance(error, dict):
+        if environment not in error:
+            raise ResultsError(f"[[published]] {name}: reading_error has no {environment}; it has {', '.join(error)}")
+        error = error[environment]
+    return _published(row, error), protocol
 
 
 def _metric(words: str) -> tuple[str, str]:

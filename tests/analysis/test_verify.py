@@ -148,6 +148,8 @@ def test_plot_readings_are_grade_d() -> None:
     assert number is not None and number.grade == "D" and number.reading_error == 50.0
     number, _ = published.theirs(entry | {"reading_error": {"Reacher": 1.0}}, "Reacher") or (None, None)
     assert number is not None and number.reading_error == 1.0
+    with pytest.raises(ResultsError, match="reading_error has no HalfCheetah; it has Reacher"):
+        published.theirs(entry | {"reading_error": {"Reacher": 1.0}}, "HalfCheetah")
 
 
 def test_ambiguous_or_wrong_selection_is_named() -> None:

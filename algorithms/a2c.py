@@ -67,6 +67,7 @@ class Config:
 
     # Details that the paper does not state; the values off are the defaults.
     initialization: Literal["normc", "orthogonal", "fan_in"] = "normc"
+    log_std: float = 0.0  # where it starts
     clip_actions: PerRun = 0.0  # 1: to the box, before the environment charges for them
     normalize_observations: bool = False  # running mean and variance, clip at 10
     scale_rewards: bool = False  # by the running deviation of the return, clip at 10

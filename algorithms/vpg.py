@@ -87,8 +87,6 @@ class Agent(OnPolicyAgent):
     def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
         super().__init__(cfg, envs, seeds, device)
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps  # env_steps per run
-        if not self.policy.discrete:
-            self.parameters.fill("log_std", np.full(self.parameters["log_std"].shape, cfg.log_std))
         self.optimizer = Adam(self.of_policy, cfg.adam_epsilon)
         self.value_optimizer = Adam(self.of_critic, cfg.adam_epsilon)
         self.step_size = cfg.learning_rate.copy()  # [R]

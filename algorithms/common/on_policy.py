@@ -74,8 +74,8 @@ def adapt_step(step_size: np.ndarray, kl: np.ndarray, kl_target: np.ndarray) -> 
 class OnPolicyAgent(Remembering):
     """Networks, streams and the collector of R runs; an algorithm adds its optimizers and `iterate`.
 
-    `cfg` has hidden_sizes, initialization, normalize_observations and clip_actions, and scale_rewards and
-    convolutions where the algorithm knows them.
+    `cfg` has hidden_sizes, initialization, normalize_observations and clip_actions, and scale_rewards, convolutions
+    and log_std (where the deviation of continuous actions starts) where the algorithm knows them.
     `memory` names what has to be saved: parts that have a `state()`, arrays and numbers. The policy's weights and the
     critic's, if there is one, lie in `parameters`; `of_policy` and `of_critic` are these parts of it.
     """
@@ -94,6 +94,8 @@ class OnPolicyAgent(Remembering):
         self.num_runs = len(seeds)
         self.streams = Streams(seeds)
         self._make_networks(with_critic)
+        if not self.policy.discrete:
+            self.parameters.fill("log_std", np.full(self.parameters["log_std"].shape, getattr(cfg, "log_std", 0.0)))
         normalizes, scales = cfg.normalize_observations, getattr(cfg, "scale_rewards", False)
         normalizer = ObservationNormalizer(self.num_runs, envs.observation_shape) if normalizes else None
         scaler = RewardScaler(self.num_runs, envs.num_envs, cfg.gamma) if scales else None

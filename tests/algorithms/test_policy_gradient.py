@@ -240,6 +240,15 @@ def test_a2c_iterations_against_a_second_implementation(task: str, optimizer: st
             assert_near(agent, run, model)
 
 
+@pytest.mark.parametrize("algorithm", ["a2c", "a2c_lstm", "a2c_trust_region", "vpg"])
+def test_the_deviation_starts_where_it_is_set(algorithm: str) -> None:
+    sizes = SIZES | ({"lstm_size": 8} if algorithm == "a2c_lstm" else {})
+    for task, there in {"Pendulum-v1": True, "CartPole-v1": False}.items():
+        weights = make(algorithm, task, [sizes | {"log_std": -0.75}], [0]).parameters_of(0)
+        assert not there or (weights["log_std"] == -0.75).all()
+        assert ("log_std" in weights) == there
+
+
 @pytest.mark.parametrize("task", ["CartPole-v1", "Hopper-v5"])
 def test_a2c_is_ppo_with_one_epoch_of_one_minibatch(task: str) -> None:
     """I1 (arXiv:2205.09123), bit for bit after ten updates, whatever PPO's clipping: at pi_old nothing is clipped.

@@ -93,6 +93,13 @@ class Verdict:
     note: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def to_settle(self) -> str:
+        """What would settle it, if seeds of ours can; where there are as many as a difference of 0 needs, more."""
+        if self.blocker == "ours":
+            return f"{self.seeds_needed} seeds" if (self.seeds_needed or 0) > self.n else "more seeds"
+        return "no seeds of ours" if self.blocker == "paper" else ""
+
 
 # ---- the parts of the rule -----------------------------------------------------------------------------------------
 

@@ -318,7 +318,6 @@ def comparison_table(name: str, found: Sequence[verify.Verdict]) -> Table:
     bridges = list(dict.fromkeys(one.bridge for one in found if one.bridge))
     rows = []
     for one in found:
-        settle = {"paper": "no seeds can", "ours": f"{one.seeds_needed} seeds" if one.seeds_needed else "more seeds"}
         row = {
             "compared": one.subject,
             "verdict": one.verdict.lower(),
@@ -331,7 +330,7 @@ def comparison_table(name: str, found: Sequence[verify.Verdict]) -> Table:
             "n": str(one.n),
             "paper's n": "?" if one.n_published is None else str(one.n_published),
             "grade": one.grade or "–",
-            "to settle": settle.get(one.blocker, "–"),
+            "to settle": one.to_settle or "–",
             "bridge": f"({bridges.index(one.bridge) + 1})" if one.bridge else "–",
         }
         rows.append(row)

@@ -164,12 +164,11 @@ def table_of(found: Sequence[Verdict]) -> str:
     head = ["", "verdict", "ours", "published", "difference", "interval", "margin", "n", "n_p", "grade", "to settle"]
     rows = []
     for v in found:
-        settle = {"paper": "no seeds of ours", "ours": f"{v.seeds_needed} seeds" if v.seeds_needed else "more seeds"}
         interval = f"[{_number(v.low)}, {_number(v.high)}]" if np.isfinite(v.low) else ""
         verdict = v.verdict + (f" (leans {v.lean})" if v.lean else "")
         rows.append([v.subject, verdict, _number(v.ours), _number(v.published), _number(v.difference), interval,
                      _number(v.margin), str(v.n or ""), str(v.n_published or ""), v.grade,
-                     settle.get(v.blocker, "")])  # fmt: skip
+                     v.to_settle])  # fmt: skip
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]

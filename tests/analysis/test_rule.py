@@ -144,6 +144,12 @@ def tasks(*differences: float, v: float = 0.0004, nu: float = 8.0) -> list[Verdi
     ]  # fmt: skip
 
 
+def test_what_would_settle_it() -> None:
+    one = Verdict("t", "x", INCONCLUSIVE, n=5, blocker="ours", seeds_needed=12)
+    assert one.to_settle == "12 seeds" and replace(one, seeds_needed=3).to_settle == "more seeds"
+    assert replace(one, blocker="paper").to_settle == "no seeds of ours" and replace(one, blocker="").to_settle == ""
+
+
 def test_suite_by_hand() -> None:
     found = rule.judge_suite(tasks(0.08, -0.02, 0.03), "ppo")
     half = float(stats.t.ppf(0.95, 24.0)) * math.sqrt(3 * 0.0004 / 9)  # equal variances: nu = 3 * 8

@@ -126,7 +126,7 @@ def test_td3_parts(tmp_path: Path, levels: dict[str, float], status: str) -> Non
     claim = lone(ending(tmp_path, "td3_ablation", {("td3", name): level for name, level in every.items()}))
     assert claim.id == "S17" and claim.status == status, claim.evidence
     assert claim.evidence.count("over DDPG)") == 4 and claim.evidence.count("P(TD3 over TD3 without") == 3
-    assert "Task1-v1 td3 td3 -" in claim.evidence
+    assert "Task1-v1 td3 -" in claim.evidence
 
 
 # ---- S18 -----------------------------------------------------------------------------------------------------------

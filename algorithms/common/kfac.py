@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from algorithms.common.layers import MLP, Parameters
+from algorithms.common.layers import MLP, Parameters, times_column
 
 Pair = tuple[Tensor, Tensor]  # of the inputs [R, in + 1, in + 1] and of the sums [R, out, out]
 
@@ -47,7 +47,7 @@ def with_one(x: Tensor) -> Tensor:
 
 def average_in(average: Tensor, x: Tensor, keep: float, times: int = 1) -> Tensor:
     """`keep` times the average [R, n, n] plus 1 - `keep` times `times` E_b[x x^T] of x [R, B, n], in the average's
-    place. A single column as a sum, see `layers`; at a `keep` of 0 it does not matter what was there."""
+    place. A single column as a sum, see `layers.times_column`; at a `keep` of 0 it does not matter what was there."""
     share = (1 - keep) * times / x.shape[1]
     if x.shape[2] == 1:
         return average.mul_(keep).add_(x.square().sum(1, keepdim=True).mul_(share))
@@ -78,10 +78,10 @@ def inverse(matrix: Tensor, otherwise: Tensor) -> Tensor:
 
 
 def solve(inverses: Pair, gradient: Tensor) -> Tensor:
-    """A^-1 G S^-1 for G [R, in + 1, out]; with one output as a sum, see `layers`."""
+    """A^-1 G S^-1 for G [R, in + 1, out]."""
     of_inputs, of_sums = inverses
     if gradient.shape[2] == 1:
-        return (of_inputs * gradient.transpose(1, 2)).sum(2, keepdim=True) * of_sums
+        return times_column(of_inputs, gradient) * of_sums
     return torch.bmm(torch.bmm(of_inputs, gradient), of_sums)
 
 

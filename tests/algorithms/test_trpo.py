@@ -427,7 +427,7 @@ def test_whole_iterations_against_a_second_implementation(algorithm: str, task: 
     searches = SEARCHES if algorithm == "trpo" else [{}] * len(SETTINGS)
     sizes = SIZES | {"num_steps": 32, "batch_size": 16}
     settings = [
-        setting | search | sizes | {"cg_iterations": 6}
+        setting | search | sizes | {"cg_iterations": 4}
         for setting, search in zip(SETTINGS.values(), searches, strict=True)
     ]
     agent = make(algorithm, task, settings, [3 + run for run in range(len(settings))])
@@ -469,9 +469,9 @@ def test_whole_iterations_against_a_second_implementation(algorithm: str, task: 
                 searched += result["backtracks"]
             after, expected = agent.parameters_of(run), model.weights()
             moved = max(np.abs(after[name] - before[run][name]).max() for name in after)
-            for name, ours in after.items():  # ours is float32, in which conjugate gradient has rounding of its own
+            for name, ours in after.items():  # ours is float32, whose rounding conjugate gradient multiplies
                 error = np.abs(ours - expected[name].detach().numpy()).max()
-                assert error < 1e-6 + (1e-3 * moved if name in agent.policy.shapes() else 0), (run, settings[run], name)
+                assert error < 1e-6 + (1e-4 * moved if name in agent.policy.shapes() else 0), (run, settings[run], name)
     assert searched > 3 or algorithm == "npg"
 
 

@@ -199,9 +199,11 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("experiment", help="a name (`list experiments`), or the path of a .toml file")
     parser.add_argument("--tasks", type=words, help="only these tasks, between commas")
     parser.add_argument("--algorithms", type=words, help="only these algorithms, between commas")
+    variant = "only this variant of the algorithms; for several, give the option for each"
+    parser.add_argument("--variant", dest="variants", action="append", metavar="VARIANT", help=variant)
     add_running(parser)
     options = parser.parse_args(arguments)
-    chosen = {key: getattr(options, key) for key in ("seeds", "steps", "tasks", "algorithms")}
+    chosen = {key: getattr(options, key) for key in ("seeds", "steps", "tasks", "algorithms", "variants")}
     return launch(experiment_of(options.experiment, options.out, **chosen), options)
 
 
@@ -311,13 +313,16 @@ def speed(arguments: Sequence[str]) -> int:
     parser.add_argument("--against-preset", help="of another algorithm; settings that it has as well are given to both")
     parser.add_argument("--seconds", type=seconds, default=4.0, help="of one turn (default 4)")
     parser.add_argument("--repetitions", type=positive, default=5, help="turns of each (default 5)")
+    parser.add_argument(
+        "--operators", action="store_true", help="one turn more of ours under torch's profiler: shares of the time"
+    )
     parser.add_argument("--json", action="store_true")
     hints = add_settings(parser, algorithm)
     options = parser.parse_args(arguments[1:])
     every = settings_of(options, hints)
     if len(every) > 1:
         raise UserError("speed measures one setting at a time; give each option one value, and sizes as 64x64")
-    keys = ("task", "runs", "preset", "against", "against_preset", "seconds", "repetitions", "json")
+    keys = ("task", "runs", "preset", "against", "against_preset", "seconds", "repetitions", "operators", "json")
     order = {key: getattr(options, key) for key in keys} | {"algorithm": algorithm, "overrides": every[0][1]}
     with_values(lambda: plan.check_supported(algorithm, options.task))
     if (rival := options.against) and rival not in RIVALS:

@@ -138,6 +138,7 @@ def expand(
     steps: int | None = None,
     tasks: Sequence[str] | None = None,
     algorithms: Sequence[str] | None = None,
+    variants: Sequence[str] | None = None,
 ) -> Experiment:
     """Check an experiment's contents and list its runs; what follows `source` comes from the command line."""
     check(raw, EXPERIMENT, source, ["seeds", "algorithms"])
@@ -161,19 +162,19 @@ def expand(
     runs = [
         Run(task, entry["name"], variant, entry.get("preset"), seed, steps or budgets[task], overrides)
         for index, entry in enumerate(raw["algorithms"])
-        for variant, overrides in variants(entry, f"{source}: algorithms[{index}]").items()
+        for variant, overrides in variants_of(entry, f"{source}: algorithms[{index}]").items()
         for task in tasks or budgets
         for seed in dict.fromkeys(seeds)
     ]
     path, count = Counter(run.path for run in runs).most_common(1)[0] if runs else ("", 0)
     if count != 1:
         raise UserError(f"{source}: algorithms must name every run once, not {path or 'none'} {count} times")
-    names = {run.algorithm for run in runs}
-    for algorithm in algorithms or ():
-        if algorithm not in names:
-            raise UserError(f"--algorithms: {algorithm} is none of {name}'s; they are {', '.join(sorted(names))}")
-    if algorithms:
-        runs = [run for run in runs if run.algorithm in algorithms]
+    for option, key, chosen in (("--algorithms", "algorithm", algorithms), ("--variant", "variant", variants)):
+        if chosen:
+            names = {getattr(run, key) for run in runs}
+            if unknown := next((x for x in chosen if x not in names), None):
+                raise UserError(f"{option}: {unknown} is none of {name}'s; they are {', '.join(sorted(names))}")
+            runs = [run for run in runs if getattr(run, key) in chosen]
     return Experiment(name, raw, tuple(runs), source)
 
 
@@ -207,7 +208,7 @@ def metrics_period(raw: Mapping[str, Any], steps: int) -> int:
     return period
 
 
-def variants(entry: Any, where: str) -> dict[str, dict[str, Any]]:
+def variants_of(entry: Any, where: str) -> dict[str, dict[str, Any]]:
     """The variants of one [[algorithms]] entry: name -> settings on top of the preset."""
     check(entry, ALGORITHM, where, ["name"])
     known = algorithms.names()

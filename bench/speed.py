@@ -18,6 +18,8 @@ from algorithms.common import runtime
 
 runtime.prepare()  # before numpy and torch are imported
 
+import torch  # noqa: E402
+
 import algorithms  # noqa: E402
 import suites  # noqa: E402
 from algorithms.common import config  # noqa: E402
@@ -25,6 +27,8 @@ from bench import DONE, REFUSED, UserError, import_plugins  # noqa: E402
 from bench.rivals import RIVALS, Contestant, Outcome  # noqa: E402
 
 PARTS = ("env", "act", "learn")
+PRODUCTS = {f"aten::{name}" for name in ("mm", "bmm", "addmm", "baddbmm", "mkldnn_convolution")}
+SHOWN = 8  # operators
 
 
 def ours(algorithm: str, cfg: Any, task: str, runs: int) -> Contestant:
@@ -52,6 +56,29 @@ def config_of_rival(order: Mapping[str, Any]) -> Any:
     known = {field.name for field in dataclasses.fields(config.config_class(name))}
     shared = {key: value for key, value in order["overrides"].items() if key in known}
     return config.load_config(name, order["against_preset"], shared)
+
+
+def operators(train: Contestant, seconds: float) -> dict[str, float]:
+    """Shares of a turn's time that torch spends in its operators themselves, the greatest first, matrix products as
+    one. What NumPy, the tasks and Python take is not among them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        turn = train(seconds)
+    times = {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
+    products = sum(times.pop(name, 0.0) for name in PRODUCTS)
+    shares = {"matrix products": products} | dict(sorted(times.items(), key=lambda item: -item[1])[: SHOWN - 1])
+    return {name: spent / turn.seconds for name, spent in shares.items()}
+
+
+def product_speed(size: int = 256, turns: int = 5, products: int = 200) -> float:
+    """Median GFLOP/s of one core in float32 products of matrices of this size."""
+    x, out = torch.ones(2, 1, size, size), torch.empty(1, size, size)
+    spent = []
+    for _ in range(turns):
+        begin = time.perf_counter()
+        for _ in range(products):
+            torch.bmm(x[0], x[1], out=out)
+        spent.append((time.perf_counter() - begin) / products)
+    return 2 * size**3 / median(spent) / 1e9
 
 
 def measure(order: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +127,11 @@ def measure(order: Mapping[str, Any]) -> dict[str, Any]:
             row["learn_times"] = row["us"]["learn"] / its["us"]["learn"]
     keys = ("algorithm", "task", "preset", "against", "against_preset", "repetitions", "seconds")
     facts = {key: order[key] for key in keys} | {"config": config.to_dict(cfg)}
+    if order["operators"]:
+        facts["product_gflops"] = product_speed()
+        for row in rows:
+            if "us" in row:
+                row["operators"] = operators(contestants[row["name"]], order["seconds"])
     if rival and rival not in RIVALS:
         facts["against_config"] = config.to_dict(config_of_rival(order))
     return facts | {"computing": computing, "rows": rows}
@@ -122,6 +154,11 @@ def show(found: Mapping[str, Any]) -> None:
             *parts,
             *against,
         )
+    if "product_gflops" in found:
+        print(f"256 x 256 products make {found['product_gflops']:.0f} GFLOP/s here; shares of the time under a profiler:")
+    for row in found["rows"]:
+        if "operators" in row:
+            print(f"{row['name']:{width}} ", ", ".join(f"{name} {x:.0%}" for name, x in row["operators"].items()))
 
 
 def main(order: Mapping[str, Any]) -> int:

@@ -27,6 +27,7 @@ WRONG = [
     (["run", "quick", "--workers", "none"], "'none' must be a whole number"),
     (["run", "quick", "--tasks", "CartPole-v2"], "CartPole-v1"),
     (["run", "quick", "--tasks", "Acrobot-v1"], "Acrobot-v1 is none of quick's tasks"),
+    (["run", "off_policy", "--variant", "random"], "--variant: random is none of off_policy's; they are default, rand"),
     (["run", "quick", "--algorithms", "trpo"], "trpo is none of quick's; they are dqn, ppo"),
     (["run", "quick", "--engine", "ray"], "ray is not built yet"),
     (["run", "quick", "--engine", "lcal"], "unknown engine 'lcal' (did you mean local?)"),
@@ -146,6 +147,17 @@ def test_speed(bench: Bench) -> None:
         assert set(row["us"]) == {"env", "act", "learn", "rest"}
         # The median of two turns' times is not that of their speeds; of one turn see `test_speed_of_two_of_ours`.
         assert sum(row["us"].values()) * 1e-6 * row["high"] > 1 - 1e-6
+
+
+def test_speed_by_operators(bench: Bench) -> None:
+    given = ["--task", "CartPole-v1", "--runs", "2", "--seconds", "0.05", "--repetitions", "1", "--num-steps", "64"]
+    code, output = bench("speed", "ppo", *given, "--operators", "--json")
+    assert code == 0, output
+    found, _ = json.JSONDecoder().raw_decode(output)  # the profiler adds lines on stderr
+    assert found["product_gflops"] > 0
+    (row,) = found["rows"]
+    assert 0 < row["operators"]["matrix products"] < 1 and 0 < sum(row["operators"].values()) < 1
+    assert "matrix products" in bench("speed", "ppo", *given, "--operators")[1]
 
 
 def test_speed_refuses_what_its_own_process_finds(bench: Bench) -> None:

@@ -46,6 +46,9 @@ def test_runs_and_paths() -> None:
     assert resolved.runs[0].config["clip_coef"] == 0.1
     assert len({run.structure for run in resolved.runs}) == 1
 
+    chosen = plan.expand("e", raw(algorithms=[entry, {"name": "dqn"}]), "here", variants=["default"])
+    assert [run.path.rpartition("/")[0] for run in chosen.runs] == ["CartPole-v1/ppo"] * 2 + ["CartPole-v1/dqn"] * 2
+
     suite = plan.expand("e", raw(tasks={"Pendulum-v1": {"steps": 7}}, suite="classic"), "here")
     budgets = {run.task: run.steps for run in suite.runs}
     assert budgets["Pendulum-v1"] == 7

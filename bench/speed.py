@@ -155,7 +155,7 @@ def show(found: Mapping[str, Any]) -> None:
             *against,
         )
     if "product_gflops" in found:
-        print(f"256 x 256 products make {found['product_gflops']:.0f} GFLOP/s here; shares of the time under a profiler:")
+        print(f"256 x 256 products make {found['product_gflops']:.0f} GFLOP/s here; shares of time under a profiler:")
     for row in found["rows"]:
         if "operators" in row:
             print(f"{row['name']:{width}} ", ", ".join(f"{name} {x:.0%}" for name, x in row["operators"].items()))

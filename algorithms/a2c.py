@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from algorithms.common.config import PerRun
+from algorithms.common.normalization import ReturnUnit
 from algorithms.common.on_policy import OnPolicyAgent, explained_variance, require_positive, require_shares
 from algorithms.common.optimizers import rmsprop_or_adam
 from algorithms.common.rollouts import by_run, evaluate
@@ -71,6 +72,7 @@ class Config:
     clip_actions: PerRun = 0.0  # 1: to the box, before the environment charges for them
     normalize_observations: bool = False  # running mean and variance, clip at 10
     scale_rewards: bool = False  # by the running deviation of the return, clip at 10
+    scale_returns: bool = False  # the critic's targets alone, by their running deviation
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "anneal_steps", "num_envs", "num_steps", "optimizer_epsilon")
@@ -80,8 +82,11 @@ class Config:
 class Agent(OnPolicyAgent):
     """A2C for R runs at once."""
 
+    memory = (*OnPolicyAgent.memory, "return_unit")
+
     def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
         super().__init__(cfg, envs, seeds, device)
+        self.return_unit = ReturnUnit(self.num_runs, cfg.scale_returns)
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps  # env_steps per run
         self.optimizer = rmsprop_or_adam(self.parameters, cfg)
 
@@ -90,11 +95,12 @@ class Agent(OnPolicyAgent):
         rollout = self._collect()
         start = time.perf_counter()
         observations, actions = by_run(rollout.observations, self.device), by_run(rollout.actions, self.device)
-        critic_layers = self.critic.forward(self.parameters, observations)
-        values = critic_layers[-1].squeeze(-1)
-        (advantages,) = self._advantages(rollout, values, self.cfg.gae_lambda)
+        critic_layers, unit = self.critic.forward(self.parameters, observations), self._unit()
+        values, next_values = critic_layers[-1].squeeze(-1) * unit, self._next_values(rollout) * unit
+        (advantages,) = self._estimates(rollout, values, next_values, self.cfg.gae_lambda)
         returns = advantages + values
-        self._value_gradient(critic_layers, returns)
+        self._value_gradient(critic_layers, returns / unit)
+        self.return_unit.update(returns.cpu().numpy())
         old = self._policy_gradient(observations, actions, advantages)
         left = self._left(self.iteration * self.steps_per_iteration)
         self.optimizer.step(self.cfg.learning_rate * left, self.cfg.max_grad_norm)
@@ -102,6 +108,10 @@ class Agent(OnPolicyAgent):
         self.iteration += 1
         self.timers["learn"] += time.perf_counter() - start
         return {name: value.double().cpu().numpy().copy() for name, value in metrics.items()}
+
+    def _unit(self) -> Tensor:
+        """What the critic's outputs are multiplied with, [R, 1]."""
+        return torch.from_numpy(self.return_unit()).to(self.device)
 
     def _policy_gradient(self, observations: Tensor, actions: Tensor, advantages: Tensor) -> Any:
         """The gradient of mean_b( -log pi(a|s) A - beta H(pi) ), into `parameters.grad`; returns pi."""
@@ -114,7 +124,8 @@ class Agent(OnPolicyAgent):
         return policy
 
     def _value_gradient(self, layers: list[Tensor], returns: Tensor) -> None:
-        """The gradient of mean_b( c (R - V)^2 / 2 ), into `parameters.grad`; `layers` are those of the values."""
+        """The gradient of mean_b( c (R - V)^2 / 2 ), into `parameters.grad`; `layers` are those of V, in whose unit
+        returns are."""
         by_values = (layers[-1].squeeze(-1) - returns) * (self.coef["vf_coef"] / returns.shape[1])
         self.critic.backward(self.parameters, layers, by_values.unsqueeze(-1))
 

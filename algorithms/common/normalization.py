@@ -75,3 +75,32 @@ class RewardScaler:
         """Go on exactly where `state()` was taken."""
         self.moments.load_state(state["moments"])
         self.returns = state["returns"].copy()
+
+
+class ReturnUnit:
+    """What a critic's outputs are multiplied with to be returns: the returns' running deviation or, unless `scaled`, 1.
+
+    Only the critic's targets are divided by it; advantages stay in the task's units (thu-ml/tianshou@03132cc a2c.py,
+    `reward_normalization`).
+    """
+
+    def __init__(self, num_runs: int, scaled: bool):
+        self.moments, self.scaled = RunningMoments(num_runs, ()), scaled
+
+    def __call__(self) -> np.ndarray:
+        """The present unit, float32 [R, 1]."""
+        deviation = np.sqrt(self.moments.variance + 1e-8) if self.scaled else np.ones_like(self.moments.variance)
+        return deviation[:, None].astype(np.float32)
+
+    def update(self, returns: np.ndarray) -> None:
+        """Add returns [R, B], in the task's units."""
+        if self.scaled:
+            self.moments.update(returns.astype(np.float64))
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return self.moments.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state()` was taken."""
+        self.moments.load_state(state)

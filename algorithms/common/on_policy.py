@@ -133,9 +133,12 @@ class OnPolicyAgent(Remembering):
 
         A truncation counts as a termination for runs whose `time_limit_bootstrap` is 0.
         """
+        return self._estimates(rollout, values, self._next_values(rollout), *gae_lambdas)
+
+    def _next_values(self, rollout: Rollout) -> Tensor:
+        """V [R, T*N] of the true successors."""
         successors = by_run(rollout.next_observations, self.device)
-        next_values = evaluate(self.critic, self.parameters, successors).squeeze(-1)
-        return self._estimates(rollout, values, next_values, *gae_lambdas)
+        return evaluate(self.critic, self.parameters, successors).squeeze(-1)
 
     def _estimates(
         self, rollout: Rollout, values: Tensor, next_values: Tensor, *gae_lambdas: np.ndarray

@@ -226,14 +226,20 @@ def networks(weights: Weights, x: Tensor, carry: Tensor, starts: Tensor) -> tupl
 
 @torch.no_grad()
 def targets(
-    weights: Weights, setting: dict[str, Any], rollout: list[np.ndarray], carry: Tensor, starts: Tensor
+    weights: Weights,
+    setting: dict[str, Any],
+    rollout: list[np.ndarray],
+    carry: Tensor,
+    starts: Tensor,
+    unit: float = 1.0,
 ) -> tuple[Any, Tensor, Tensor]:
     """The policy, values and advantages [T, N] before an update; successor by successor with the memory of its step."""
     observations, _, rewards, successors, terminations, truncations = rollout
     old, values, carries = networks(weights, torch.from_numpy(observations), carry, starts)
+    values = values * unit
     none = torch.zeros(1, len(carry), dtype=torch.bool)
     following = [
-        networks(weights, torch.from_numpy(x[None]), before, none)[1][0]
+        networks(weights, torch.from_numpy(x[None]), before, none)[1][0] * unit
         for x, before in zip(successors, carries, strict=True)
     ]
     ends = terminations | truncations
@@ -256,21 +262,25 @@ def watched(algorithm: str, task: str, **more: Any) -> tuple[Any, list[tuple[Rol
 
 
 @pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
-def test_a2c_lstm_iterations_against_a_second_implementation(task: str) -> None:
-    """From the same weights, rollouts and memories, three iterations end with the same weights."""
-    agent, seen, _ = watched("a2c_lstm", task, epsilon_inside_root=False)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a2c_lstm_iterations_against_a_second_implementation(task: str, scaled: bool) -> None:
+    """From the same weights, rollouts and memories, three iterations end with the same weights; the unit of scaled
+    returns is tested with A2C."""
+    agent, seen, _ = watched("a2c_lstm", task, epsilon_inside_root=False, scale_returns=scaled)
     models = [leaves(agent.parameters_of(run)) for run in range(3)]
     optimizers = [torch.optim.RMSprop(list(model.values()), eps=1e-5) for model in models]
     for iteration in range(3):
+        units = agent.return_unit()[:, 0].tolist()
+        assert (1.0 not in units) == (scaled and iteration > 0)
         agent.iterate()
         rollout, sequences = seen[-1]
         for run, (model, setting) in enumerate(zip(models, SETTINGS, strict=True)):
             entries = [entry[:, run] for entry in rollout]
             begin = sequences.carry[run], sequences.starts[run]
-            _, old_values, advantages = targets(model, setting, entries, *begin)
+            _, old_values, advantages = targets(model, setting, entries, *begin, units[run])
             policy, values, _ = networks(model, torch.from_numpy(entries[0]), *begin)
             loss = -policy.log_prob(torch.from_numpy(entries[1])) * advantages - setting["ent_coef"] * policy.entropy()
-            loss = loss + setting["vf_coef"] * (advantages + old_values - values) ** 2 / 2
+            loss = loss + setting["vf_coef"] * ((advantages + old_values) / units[run] - values) ** 2 / 2
             rate = setting["learning_rate"] * (1 - iteration * 24 / setting.get("anneal_steps", inf))
             follow(list(model.values()), loss.mean(), optimizers[run], setting["max_grad_norm"], rate)
             assert_near(agent, run, model)

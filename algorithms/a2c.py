@@ -37,7 +37,6 @@ import torch
 from torch import Tensor
 
 from algorithms.common.config import PerRun
-from algorithms.common.normalization import ReturnUnit
 from algorithms.common.on_policy import OnPolicyAgent, explained_variance, require_positive, require_shares
 from algorithms.common.optimizers import rmsprop_or_adam
 from algorithms.common.rollouts import by_run, evaluate
@@ -82,11 +81,8 @@ class Config:
 class Agent(OnPolicyAgent):
     """A2C for R runs at once."""
 
-    memory = (*OnPolicyAgent.memory, "return_unit")
-
     def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
         super().__init__(cfg, envs, seeds, device)
-        self.return_unit = ReturnUnit(self.num_runs, cfg.scale_returns)
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps  # env_steps per run
         self.optimizer = rmsprop_or_adam(self.parameters, cfg)
 
@@ -108,10 +104,6 @@ class Agent(OnPolicyAgent):
         self.iteration += 1
         self.timers["learn"] += time.perf_counter() - start
         return {name: value.double().cpu().numpy().copy() for name, value in metrics.items()}
-
-    def _unit(self) -> Tensor:
-        """What the critic's outputs are multiplied with, [R, 1]."""
-        return torch.from_numpy(self.return_unit()).to(self.device)
 
     def _policy_gradient(self, observations: Tensor, actions: Tensor, advantages: Tensor) -> Any:
         """The gradient of mean_b( -log pi(a|s) A - beta H(pi) ), into `parameters.grad`; returns pi."""

@@ -34,7 +34,6 @@ from torch import Tensor
 
 from algorithms import a2c
 from algorithms.common.config import require
-from algorithms.common.normalization import ReturnUnit
 from algorithms.common.on_policy import explained_variance, require_positive
 from algorithms.common.optimizers import rmsprop_or_adam
 from algorithms.common.recurrent_policy import Pass, RecurrentAgent, Sequences
@@ -58,11 +57,8 @@ class Config(a2c.Config):
 class Agent(RecurrentAgent):
     """A2C with a memory for R runs at once."""
 
-    memory = (*RecurrentAgent.memory, "return_unit")
-
     def __init__(self, cfg: Config, envs: Any, seeds: Sequence[int], device: str = "cpu"):
         super().__init__(cfg, envs, seeds, device)
-        self.return_unit = ReturnUnit(self.num_runs, cfg.scale_returns)
         self.steps_per_iteration = cfg.num_envs * cfg.num_steps  # env_steps per run
         self.optimizer = rmsprop_or_adam(self.parameters, cfg)
 
@@ -72,7 +68,7 @@ class Agent(RecurrentAgent):
         start = time.perf_counter()
         actions = by_run(rollout.actions, self.device)
         forward = self._forward(sequences)
-        unit = torch.from_numpy(self.return_unit()).to(self.device)
+        unit = self._unit()
         values, next_values = forward.values * unit, self._successor_values(rollout, forward) * unit
         (advantages,) = self._estimates(rollout, values, next_values, self.cfg.gae_lambda)
         returns = advantages + values

@@ -170,11 +170,15 @@ def expand(
     if count != 1:
         raise UserError(f"{source}: algorithms must name every run once, not {path or 'none'} {count} times")
     for option, key, chosen in (("--algorithms", "algorithm", algorithms), ("--variant", "variant", variants)):
-        if chosen:
-            names = {getattr(run, key) for run in runs}
-            if unknown := next((x for x in chosen if x not in names), None):
-                raise UserError(f"{option}: {unknown} is none of {name}'s; they are {', '.join(sorted(names))}")
-            runs = [run for run in runs if getattr(run, key) in chosen]
+        names = {getattr(run, key) for run in runs}
+        if unknown := next((x for x in chosen or () if x not in names), None):
+            raise UserError(f"{option}: {unknown} is none of {name}'s; they are {', '.join(sorted(names))}")
+    if variants:
+        runs = [run for run in runs if run.variant in variants]
+    if algorithms:
+        runs = [run for run in runs if run.algorithm in algorithms]
+        if lost := next((x for x in algorithms if x not in {run.algorithm for run in runs}), None):
+            raise UserError(f"--variant: {lost} has no variant {' or '.join(variants or ())} in {name}")
     return Experiment(name, raw, tuple(runs), source)
 
 

@@ -27,7 +27,7 @@ from bench import DONE, REFUSED, UserError, import_plugins  # noqa: E402
 from bench.rivals import RIVALS, Contestant, Outcome  # noqa: E402
 
 PARTS = ("env", "act", "learn")
-PRODUCTS = {f"aten::{name}" for name in ("mm", "bmm", "addmm", "baddbmm", "mkldnn_convolution")}
+PRODUCTS = {f"aten::{name}" for name in ("mm", "bmm", "addmm", "baddbmm", "baddbmm_")}
 SHOWN = 8  # operators
 
 
@@ -63,7 +63,8 @@ def operators(train: Contestant, seconds: float) -> dict[str, float]:
     one. What NumPy, the tasks and Python take is not among them."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         turn = train(seconds)
-    times = {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
+    events = [event for event in profiler.key_averages() if event.key.startswith("aten::")]
+    times = {event.key: event.self_cpu_time_total / 1e6 for event in events}
     products = sum(times.pop(name, 0.0) for name in PRODUCTS)
     shares = {"matrix products": products} | dict(sorted(times.items(), key=lambda item: -item[1])[: SHOWN - 1])
     return {name: spent / turn.seconds for name, spent in shares.items()}

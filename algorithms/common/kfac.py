@@ -47,7 +47,8 @@ def with_one(x: Tensor) -> Tensor:
 
 def average_in(average: Tensor, x: Tensor, keep: float, times: int = 1) -> Tensor:
     """`keep` times the average [R, n, n] plus 1 - `keep` times `times` E_b[x x^T] of x [R, B, n], in the average's
-    place. A single column as a sum, see `layers.times_column`; at a `keep` of 0 it does not matter what was there."""
+    place. A single column's product is a sum: torch has another kernel for R = 1. At a `keep` of 0 it does not
+    matter what was there."""
     share = (1 - keep) * times / x.shape[1]
     if x.shape[2] == 1:
         return average.mul_(keep).add_(x.square().sum(1, keepdim=True).mul_(share))

@@ -295,10 +295,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -
 def times_column(x: Tensor, column: Tensor) -> Tensor:
     """x [R, M, K] times column [R, K, 1]: [R, M, 1].
 
-    torch's product takes another kernel for R = 1 than for R > 1 there. NumPy multiplies run by run, a matrix with a
-    vector, and in a fifth of the time that a sum of products takes.
+    torch's product takes another kernel for R = 1 than for R > 1 there, so it is a sum of products. Where no gradient
+    is wanted NumPy multiplies run by run, a matrix with a vector, in a fifth of the time of the sum.
     """
-    if x.is_cuda:
+    if x.is_cuda or (torch.is_grad_enabled() and (x.requires_grad or column.requires_grad)):
         return (x * column.transpose(1, 2)).sum(-1, keepdim=True)
     return torch.from_numpy(np.matmul(x.detach().numpy(), column.detach().numpy()))
 

@@ -81,7 +81,7 @@ class ReturnUnit:
     """What a critic's outputs are multiplied with to be returns: the returns' running deviation or, unless `scaled`, 1.
 
     Only the critic's targets are divided by it; advantages stay in the task's units (thu-ml/tianshou@03132cc a2c.py,
-    `reward_normalization`).
+    `return_scaling`).
     """
 
     def __init__(self, num_runs: int, scaled: bool):

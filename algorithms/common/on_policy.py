@@ -14,7 +14,7 @@ from algorithms.common.config import per_run_tensors, require
 from algorithms.common.images import ImageNetwork
 from algorithms.common.layers import MLP, Initializer, Parameters, fan_in_uniform, normalized_columns, orthogonal
 from algorithms.common.memory import Remembering
-from algorithms.common.normalization import ObservationNormalizer, RewardScaler
+from algorithms.common.normalization import ObservationNormalizer, ReturnUnit, RewardScaler
 from algorithms.common.policies import Policy
 from algorithms.common.returns import gae
 from algorithms.common.rollouts import Collector, Rollout, by_run, by_time, evaluate
@@ -74,13 +74,13 @@ def adapt_step(step_size: np.ndarray, kl: np.ndarray, kl_target: np.ndarray) -> 
 class OnPolicyAgent(Remembering):
     """Networks, streams and the collector of R runs; an algorithm adds its optimizers and `iterate`.
 
-    `cfg` has hidden_sizes, initialization, normalize_observations and clip_actions, and scale_rewards, convolutions
-    and log_std (where the deviation of continuous actions starts) where the algorithm knows them.
+    `cfg` has hidden_sizes, initialization, normalize_observations and clip_actions, and scale_rewards, scale_returns,
+    convolutions and log_std (where the deviation of continuous actions starts) where the algorithm knows them.
     `memory` names what has to be saved: parts that have a `state()`, arrays and numbers. The policy's weights and the
     critic's, if there is one, lie in `parameters`; `of_policy` and `of_critic` are these parts of it.
     """
 
-    memory: ClassVar[tuple[str, ...]] = ("parameters", "optimizer", "streams", "collector", "iteration")
+    memory: ClassVar[tuple[str, ...]] = ("parameters", "optimizer", "streams", "collector", "return_unit", "iteration")
 
     def __init__(
         self,
@@ -100,6 +100,7 @@ class OnPolicyAgent(Remembering):
         normalizer = ObservationNormalizer(self.num_runs, envs.observation_shape) if normalizes else None
         scaler = RewardScaler(self.num_runs, envs.num_envs, cfg.gamma) if scales else None
         self.collector = Collector(envs, seeds, normalizer, scaler, cfg.clip_actions)
+        self.return_unit = ReturnUnit(self.num_runs, getattr(cfg, "scale_returns", False))
         self.coef = per_run_tensors(cfg, device)  # [R, 1]
         self.iteration = 0
         self.timers = self.collector.timers  # seconds
@@ -127,6 +128,10 @@ class OnPolicyAgent(Remembering):
         """T steps in every environment with the present policy."""
         steps, envs = self.cfg.num_steps, self.cfg.num_envs
         return self.collector.collect(steps, self.policy.sampler(self.streams, steps, envs))
+
+    def _unit(self) -> Tensor:
+        """What the critic's outputs are multiplied with to be V, [R, 1]."""
+        return torch.from_numpy(self.return_unit()).to(self.device)
 
     def _advantages(self, rollout: Rollout, values: Tensor, *gae_lambdas: np.ndarray) -> list[Tensor]:
         """GAE's estimates [R, T*N] for each lambda [R], given V [R, T*N] of the rollout's observations.

@@ -25,8 +25,8 @@ RUNS, BATCH = 2, 3
 SHAPES = {"minatar": (5, 4, 2), "nature": (48, 44, 1)}
 
 
-def network_of(convolutions: str) -> tuple[ImageNetwork, Parameters, Tensor]:
-    network = ImageNetwork("net", SHAPES[convolutions], convolutions, (6, 2))
+def network_of(convolutions: str, outputs: int = 2) -> tuple[ImageNetwork, Parameters, Tensor]:
+    network = ImageNetwork("net", SHAPES[convolutions], convolutions, (6, outputs))
     parameters = Parameters(RUNS, network.shapes())
     for view in parameters.views.values():
         view.detach().copy_(normal(*view.shape, seed=view.numel()) / view.shape[1] ** 0.5)
@@ -45,10 +45,13 @@ def literal(weights: dict[str, Tensor], convolutions: str, images: Tensor) -> Te
 
 
 @pytest.mark.parametrize("convolutions", SHAPES)
-def test_passes_are_those_of_torch(convolutions: str, double: None) -> None:  # noqa: F811
-    """Forward, in NumPy as well, and backward."""
-    network, parameters, images = network_of(convolutions)
-    layers, by_outputs = network.forward(parameters, images), normal(RUNS, BATCH, 2, seed=3)
+@pytest.mark.parametrize("outputs", [2, 1])
+def test_passes_are_those_of_torch(convolutions: str, outputs: int, double: None) -> None:  # noqa: F811
+    """Forward, in NumPy as well, and backward, by hand and through autograd."""
+    network, parameters, images = network_of(convolutions, outputs)
+    layers, by_outputs = network.forward(parameters, images), normal(RUNS, BATCH, outputs, seed=3)
+    parameters.backward((network(parameters, images) * by_outputs).sum())
+    by_autograd = {name: grad.clone() for name, grad in parameters.grads.items()}
     network.backward(parameters, layers, by_outputs)
     acted = network.acting(parameters)(images.numpy())
     for run in range(RUNS):
@@ -60,6 +63,7 @@ def test_passes_are_those_of_torch(convolutions: str, double: None) -> None:  # 
         gradients = torch.autograd.grad((expected * by_outputs[run]).sum(), list(weights.values()))
         for name, gradient in zip(weights, gradients, strict=True):
             assert torch.allclose(parameters.grads[name][run], gradient, rtol=1e-9, atol=1e-11), name
+            assert torch.allclose(by_autograd[name][run], gradient, rtol=1e-9, atol=1e-11), name
 
 
 def test_tasks_without_images_are_refused() -> None:

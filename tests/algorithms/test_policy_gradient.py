@@ -101,6 +101,13 @@ def estimates(
     return sums, v
 
 
+def unit_after(returns: list[Tensor]) -> float:
+    """The deviation of all returns so far, with a guess N(0, 1) that weighs 1e-4."""
+    seen = torch.cat([torch.zeros(0), *returns]).double()
+    mean, square = (x / (len(seen) + 1e-4) for x in (seen.sum(), seen.square().sum() + 1e-4))
+    return math.sqrt(square - mean**2 + 1e-8)
+
+
 # ------------------------------------------------------------------------------------------------------------ RMSProp
 def test_rmsprop_agrees_with_torch_run_by_run() -> None:
     """Epsilon outside the root; step sizes that differ and change, clipped norms, masked runs that stand still."""
@@ -208,8 +215,7 @@ def test_a2c_gradient_is_that_of_the_literal_loss(spaces: Spaces) -> None:
 @pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize(("optimizer", "scaled"), [("torch's RMSprop", False), ("Adam", False), ("Adam", True)])
 def test_a2c_iterations_against_a_second_implementation(task: str, optimizer: str, scaled: bool) -> None:
-    """From the same weights and rollouts, three iterations end with the same weights. Where returns are scaled, the
-    unit is the deviation of all of those before, with a guess N(0, 1) that weighs 1e-4."""
+    """From the same weights and rollouts, three iterations end with the same weights."""
     settings: list[dict[str, Any]] = [
         {},
         {"gae_lambda": 0.5, "gamma": 0.9, "max_grad_norm": inf},
@@ -232,10 +238,7 @@ def test_a2c_iterations_against_a_second_implementation(task: str, optimizer: st
         agent.iterate()
         for run, (model, setting) in enumerate(zip(models, settings, strict=True)):
             entries = [entry[:, run] for entry in rollouts[-1]]
-            seen = torch.cat([torch.zeros(0), *earlier[run]]).double()
-            mean, square = (x / (len(seen) + 1e-4) for x in (seen.sum(), seen.square().sum() + 1e-4))
-            unit = math.sqrt(square - mean**2 + 1e-8) if scaled else 1.0
-            decay = setting.get("gae_lambda", 1.0)
+            unit, decay = unit_after(earlier[run]) if scaled else 1.0, setting.get("gae_lambda", 1.0)
             advantages, old_values = estimates(model, entries, setting, decay, unit)
             returns = advantages + old_values
             earlier[run].append(returns.flatten())

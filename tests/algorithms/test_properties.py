@@ -42,14 +42,15 @@ from algorithms.common.streams import Streams, generator
 from suites.vector import PURPOSE
 
 LOOPS = ("ppo", "dqn", "q_learning")
-# Switches in their other positions: always for the algorithms whose loops the others share, else with `make test-all`.
+# Switches in their other positions: always for the algorithms whose loops the others share, and for A2C, which alone
+# has returns to scale; else with `make test-all`.
 CASES = [
     pytest.param(
         algorithm,
         task,
         structure,
         id=f"{algorithm}-{task}-{name}",
-        marks=[pytest.mark.slow] if structure and algorithm not in LOOPS else [],
+        marks=[pytest.mark.slow] if structure and algorithm not in (*LOOPS, "a2c") else [],
     )
     for algorithm in algorithms.names()
     for name, structure in (("plain", {}), ("switched", switches(algorithm)))

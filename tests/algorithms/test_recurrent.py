@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases import PROBE, PROBE_OF, assert_same, make, settings
 from probes import Recall
-from test_policy_gradient import assert_near, follow, leaves, recorded
+from test_policy_gradient import assert_near, follow, leaves, recorded, unit_after
 from test_ppo import distribution, literal_loss
 from test_properties import assert_same_state
 from torch import Tensor, nn
@@ -264,23 +264,24 @@ def watched(algorithm: str, task: str, **more: Any) -> tuple[Any, list[tuple[Rol
 @pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a2c_lstm_iterations_against_a_second_implementation(task: str, scaled: bool) -> None:
-    """From the same weights, rollouts and memories, three iterations end with the same weights; the unit of scaled
-    returns is tested with A2C."""
+    """From the same weights, rollouts and memories, three iterations end with the same weights."""
     agent, seen, _ = watched("a2c_lstm", task, epsilon_inside_root=False, scale_returns=scaled)
+    earlier: list[list[Tensor]] = [[], [], []]
     models = [leaves(agent.parameters_of(run)) for run in range(3)]
     optimizers = [torch.optim.RMSprop(list(model.values()), eps=1e-5) for model in models]
     for iteration in range(3):
-        units = agent.return_unit()[:, 0].tolist()
-        assert (1.0 not in units) == (scaled and iteration > 0)
         agent.iterate()
         rollout, sequences = seen[-1]
         for run, (model, setting) in enumerate(zip(models, SETTINGS, strict=True)):
             entries = [entry[:, run] for entry in rollout]
             begin = sequences.carry[run], sequences.starts[run]
-            _, old_values, advantages = targets(model, setting, entries, *begin, units[run])
+            unit = unit_after(earlier[run]) if scaled else 1.0
+            _, old_values, advantages = targets(model, setting, entries, *begin, unit)
+            returns = advantages + old_values
+            earlier[run].append(returns.flatten())
             policy, values, _ = networks(model, torch.from_numpy(entries[0]), *begin)
             loss = -policy.log_prob(torch.from_numpy(entries[1])) * advantages - setting["ent_coef"] * policy.entropy()
-            loss = loss + setting["vf_coef"] * ((advantages + old_values) / units[run] - values) ** 2 / 2
+            loss = loss + setting["vf_coef"] * (returns / unit - values) ** 2 / 2
             rate = setting["learning_rate"] * (1 - iteration * 24 / setting.get("anneal_steps", inf))
             follow(list(model.values()), loss.mean(), optimizers[run], setting["max_grad_norm"], rate)
             assert_near(agent, run, model)

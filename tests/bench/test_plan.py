@@ -48,6 +48,13 @@ def test_runs_and_paths() -> None:
 
     chosen = plan.expand("e", raw(algorithms=[entry, {"name": "dqn"}]), "here", variants=["default"])
     assert [run.path.rpartition("/")[0] for run in chosen.runs] == ["CartPole-v1/ppo"] * 2 + ["CartPole-v1/dqn"] * 2
+    several = raw(algorithms=[entry, {"name": "dqn", "variants": {"b": {}, "c": {}}}])
+    chosen = plan.expand("e", several, "here", variants=["a", "c"])
+    assert [run.variant for run in chosen.runs] == ["a", "a", "c", "c"]
+    with pytest.raises(UserError, match="--variant: d is none of e's; they are a, b, c, default"):
+        plan.expand("e", several, "here", algorithms=["dqn"], variants=["d"])
+    with pytest.raises(UserError, match="--variant: dqn has no variant a or default in e"):
+        plan.expand("e", several, "here", algorithms=["dqn", "ppo"], variants=["a", "default"])
 
     suite = plan.expand("e", raw(tasks={"Pendulum-v1": {"steps": 7}}, suite="classic"), "here")
     budgets = {run.task: run.steps for run in suite.runs}
